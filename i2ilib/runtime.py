@@ -1,0 +1,319 @@
+"""The ground floor: presets, seeds, paths, optional libraries, downloads, safe writes, recorded results."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from .errors import I2IError, IntegrityError, UnavailableError
+
+T = TypeVar("T")
+
+PRESETS = ("smoke", "quick", "full")
+
+
+def _find_root() -> Path:
+    """The project folder: ``I2I_HOME``, else the checkout that holds this package, else the working folder."""
+    if home := os.environ.get("I2I_HOME"):
+        return Path(home).resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+
+
+ROOT = _find_root()
+DATA = ROOT / "data"
+CACHE = DATA / "cache"
+FIGURES = ROOT / "figures"
+RESULTS = DATA / "results"
+
+
+# --- one start for every notebook and command -------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a notebook needs to know about this run; made by :func:`start`."""
+
+    preset: str  # "smoke", "quick" or "full"; from I2I_PRESET
+    seed: int
+    device: str  # "cuda" or "cpu": where PyTorch computes
+    device_name: str  # as the vendor spells it, for tables
+    threads: int  # CPU threads that PyTorch uses
+
+    def pick(self, *, smoke: T, quick: T, full: T) -> T:
+        """The value for this run's preset. Presets change sizes, never code paths."""
+        return {"smoke": smoke, "quick": quick, "full": full}[self.preset]
+
+    def describe(self) -> dict[str, object]:
+        """Provenance of a result: device, versions, preset, seed and date."""
+        return {
+            **dataclasses.asdict(self),
+            "date": datetime.date.today().isoformat(),
+            "python": platform.python_version(),
+            "versions": versions(),
+        }
+
+
+def start(seed: int = 0, *, preset: str | None = None) -> Run:
+    """Seed everything, pick the device, apply the house style to figures.
+
+    The only place where the environment is read: ``I2I_PRESET`` (smoke, quick, full; quick when unset) and
+    ``I2I_THREADS`` (CPU threads; all cores when unset).
+
+    Args:
+        seed: Seed for Python, NumPy and PyTorch.
+        preset: Overrides ``I2I_PRESET``.
+
+    Raises:
+        I2IError: If the preset or the number of threads is not one that exists.
+    """
+    preset = preset or os.environ.get("I2I_PRESET") or "quick"
+    if preset not in PRESETS:
+        raise I2IError("I2I_PRESET", expected=" or ".join(PRESETS), got=repr(preset), remedy="Unset it for quick.")
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if wanted := os.environ.get("I2I_THREADS"):
+        if not wanted.isdigit() or int(wanted) < 1:
+            raise I2IError("I2I_THREADS", expected="a whole number of CPU threads", got=repr(wanted))
+        torch.set_num_threads(int(wanted))
+    cuda = torch.cuda.is_available()
+    with contextlib.suppress(ImportError):  # figures are optional for the command line
+        from .plots import style
+
+        style()
+    return Run(
+        preset=preset,
+        seed=seed,
+        device="cuda" if cuda else "cpu",
+        device_name=torch.cuda.get_device_name() if cuda else cpu_name(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def cpu_name() -> str:
+    """This CPU as the vendor spells it, with its core count and, if it has one, its matrix unit."""
+    text = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    name = name or platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores" + (", AMX" if "amx_int8" in text else "")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of the named distributions that are installed; of the main ones when none is named."""
+    found = {}
+    for name in packages or ("torch", "torchao", "openvino", "onnx", "onnxruntime", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+# --- optional libraries and devices --------------------------------------------------------------
+
+
+class Availability(NamedTuple):
+    """Whether something can be used here, and why not; true or false by itself."""
+
+    ok: bool
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+_AMD = "comes with AMD's Vitis AI container only (no pip package); the exact DPU simulator works without it"
+OPTIONAL = {
+    "torch": "pip install torch",
+    "torchao": "pip install torchao",
+    "openvino": "pip install openvino",
+    "onnxruntime": "pip install onnxruntime",
+    "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU; OpenVINO works without it",
+    "pytorch_nndct": _AMD,
+    "xir": _AMD,
+    "vart": _AMD,
+    "cuda": "needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; the CPU works without it",
+}
+
+
+def require(name: str):
+    """Import an optional library, or say where to get it.
+
+    Raises:
+        UnavailableError: If it is absent or cannot be loaded, with what to install and what works without it.
+    """
+    try:
+        if name == "torchvision":
+            _guard_torchvision()
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: a build for another torch fails with an undefined symbol
+        raise UnavailableError(
+            name,
+            expected="an importable library",
+            got=str(error).splitlines()[0],
+            remedy=OPTIONAL.get(name, f"pip install {name}") + ".",
+        ) from None
+
+
+def available(name: str) -> Availability:
+    """Whether an optional library or device can be used here, with the reason.
+
+    Args:
+        name: One of :data:`OPTIONAL`, or any importable module.
+
+    Example:
+        >>> bool(available("numpy")), available("numpy").reason.split()[0]
+        (True, 'numpy')
+    """
+    if name == "cuda":
+        torch = require("torch")
+        if torch.cuda.is_available():
+            return Availability(True, torch.cuda.get_device_name())
+        return Availability(False, OPTIONAL["cuda"])
+    try:
+        module = require(name)
+    except UnavailableError as error:
+        return Availability(False, str(error))
+    if name == "xir" and not hasattr(module, "Graph"):
+        return Availability(False, "the module named xir here is not AMD's: it " + _AMD)
+    found = getattr(module, "__version__", None) or versions(name).get(name, "")
+    return Availability(True, f"{name} {found}".strip())
+
+
+def _guard_torchvision() -> None:
+    """Let a CUDA build of torchvision import beside a CPU build of torch (it asks for two absent operators)."""
+    torch = require("torch")
+    for op in ("nms", "qnms"):
+        with contextlib.suppress(RuntimeError):  # already defined: a matching torchvision
+            library = torch.library.Library("torchvision", "FRAGMENT")
+            library.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            _KEPT.append(library)
+
+
+_KEPT: list[object] = []  # operator definitions vanish with the object that made them
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its name only when the block ends without an error.
+
+    A reader sees the old file or the whole new one, never a part. The suffix is kept, since writers choose the
+    format by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | os.PathLike, data: object) -> None:
+    """Write ``data`` as readable JSON, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+
+
+def registry() -> dict[str, dict[str, str]]:
+    """Files that can be fetched, by name: ``url``, ``sha256``, ``licence`` and ``about``."""
+    return json.loads((Path(__file__).parent / "registry.json").read_text(encoding="utf-8"))
+
+
+def fetch(name: str, *, folder: str | os.PathLike | None = None) -> Path:
+    """The local path of a registered file, downloaded once and checked by SHA-256.
+
+    Args:
+        name: A name in :func:`registry`.
+        folder: Where files are kept; ``data/cache/downloads`` by default.
+
+    Raises:
+        I2IError: If the name is not registered.
+        UnavailableError: If it is not here and cannot be downloaded, or ``I2I_OFFLINE`` is set; says where to put
+            the file by hand.
+        IntegrityError: If a file is here or arrives with another checksum.
+    """
+    entries = registry()
+    if name not in entries:
+        raise I2IError("fetch", expected="one of " + ", ".join(entries), got=repr(name))
+    import pooch
+
+    entry, folder = entries[name], Path(folder or CACHE / "downloads")
+    path = folder / name
+    if path.exists():
+        if (found := pooch.file_hash(str(path))) != entry["sha256"]:
+            raise IntegrityError(
+                str(path), expected=f"SHA-256 {entry['sha256']}", got=found, remedy="Delete it and fetch it again."
+            )
+        return path
+    by_hand = f"Download {entry['url']} (SHA-256 {entry['sha256']}) and put it at {path}."
+    if os.environ.get("I2I_OFFLINE"):
+        raise UnavailableError(name, expected="a file in the cache", got="none, and I2I_OFFLINE is set", remedy=by_hand)
+    try:
+        pooch.retrieve(entry["url"], known_hash=entry["sha256"], fname=name, path=folder, progressbar=True)
+    except ValueError as error:  # pooch's word for a wrong checksum
+        raise IntegrityError(name, expected=f"SHA-256 {entry['sha256']}", got=str(error), remedy=by_hand) from None
+    except Exception as error:  # requests, urllib3 and OS errors alike: the file could not be had
+        raise UnavailableError(name, expected="a download", got=type(error).__name__, remedy=by_hand) from None
+    return path
+
+
+# --- recorded results ------------------------------------------------------------------------------
+
+
+def record(name: str, run: Run, result: dict) -> Path:
+    """Keep a full run's figures in ``data/results/<name>.json`` with their provenance.
+
+    Raises:
+        I2IError: If the run is smaller than the one already recorded.
+    """
+    path = RESULTS / f"{name}.json"
+    if path.exists():
+        old = json.loads(path.read_text(encoding="utf-8"))["provenance"]["preset"]
+        if PRESETS.index(run.preset) < PRESETS.index(old):
+            raise I2IError(
+                str(path), expected=f"a run at least as large as {old}", got=run.preset, remedy=f"Set I2I_PRESET={old}."
+            )
+    write_json(path, {"provenance": run.describe(), "result": result})
+    return path
+
+
+def recorded(name: str) -> dict:
+    """A recorded result: ``{"provenance": …, "result": …}``.
+
+    Raises:
+        I2IError: If nothing was recorded under that name.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json"))) or "none yet"
+        raise I2IError("recorded", expected=f"a recorded result ({known})", got=repr(name))
+    return json.loads(path.read_text(encoding="utf-8"))
