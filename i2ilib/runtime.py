@@ -135,7 +135,7 @@ class Availability(NamedTuple):
         return self.ok
 
 
-_AMD = "comes with AMD's Vitis AI container only (no pip package); the exact DPU simulator works without it"
+_AMD = "Comes with AMD's Vitis AI container only (no pip package); the exact DPU simulator works without it"
 OPTIONAL = {
     "torch": "pip install torch",
     "torchao": "pip install torchao",
@@ -145,7 +145,7 @@ OPTIONAL = {
     "pytorch_nndct": _AMD,
     "xir": _AMD,
     "vart": _AMD,
-    "cuda": "needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; the CPU works without it",
+    "cuda": "Needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; the CPU works without it",
 }
 
 
@@ -188,7 +188,7 @@ def available(name: str) -> Availability:
     except UnavailableError as error:
         return Availability(False, str(error))
     if name == "xir" and not hasattr(module, "Graph"):
-        return Availability(False, "the module named xir here is not AMD's: it " + _AMD)
+        return Availability(False, "the module named xir here is not AMD's. " + _AMD)
     found = getattr(module, "__version__", None) or versions(name).get(name, "")
     return Availability(True, f"{name} {found}".strip())
 

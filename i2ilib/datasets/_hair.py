@@ -1,0 +1,215 @@
+"""Hair for the synthetic actors: strands grown once, posed at any time, drawn as exact pixel coverage."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+SKULL_CENTRE = np.array([0.0, -0.22, -0.08], np.float32)
+SKULL_RADII = np.array([0.72, 0.79, 0.86], np.float32)
+POINTS = 44  # points along a strand before it is resampled to pixels
+
+
+class Style(NamedTuple):
+    """How hair grows; lengths in half heads, angles in radians."""
+
+    length: float
+    strands: int
+    curl: float = 0.0  # radius of the curl
+    turns: float = 2.0  # turns of the curl over a strand
+    lift: float = 0.5  # how far strands stand up from the scalp
+    weight: float = 1.0  # gravity
+    part: float = -0.25  # x of the parting
+    locks: int = 90
+    fly_away: float = 0.06  # share of strands that leave their lock
+    fringe: float = 0.0  # 0: combed to the sides; 1: over the forehead
+    bald: float = 0.0  # raises the hairline
+
+
+class Strands(NamedTuple):
+    """Strands at rest in head coordinates (x right, y down, z to the viewer; half a head is 1)."""
+
+    points: np.ndarray  # (N, P, 3) float32
+    tint: np.ndarray  # (N,) brightness of each strand, about 1
+    phase: np.ndarray  # (N,) phase of its sway, radians
+    width: np.ndarray  # (N,) relative width, about 1
+
+
+def _unit(v: np.ndarray) -> np.ndarray:
+    return v / (np.linalg.norm(v, axis=-1, keepdims=True) + 1e-6)
+
+
+def _roots(rng: np.random.Generator, n: int, style: Style) -> np.ndarray:
+    """``n`` points on the skull above the hairline, as unit directions (n, 3)."""
+    d = _unit(rng.normal(size=(n * 6, 3)))
+    azimuth = np.abs(np.arctan2(d[:, 0], d[:, 2]))
+    line = np.interp(azimuth, [0, 0.6, 0.95, 1.25, 1.45, 1.75, 3.15], [-0.62, -0.56, -0.3, 0.2, 0.34, 0.3, 0.75])
+    line = line + 0.05 * np.sin(9 * azimuth) - style.bald * np.cos(azimuth / 2) + rng.normal(0, 0.03, n * 6)
+    return d[d[:, 1] < line][:n]
+
+
+@functools.lru_cache(maxsize=16)
+def grow(style: Style, seed: int) -> Strands:
+    """Grow strands from the scalp: lifted by the root, combed from the parting, bent by weight, gathered in locks."""
+    rng = np.random.default_rng(seed)
+    root = _roots(rng, style.strands, style)
+    n = len(root)
+    guides = _roots(rng, style.locks, style)
+    lock = np.argmax(root @ guides.T, axis=1)
+    guide_noise = rng.normal(size=(style.locks, 3))
+    stray = rng.random(n) < style.fly_away
+    own = rng.normal(size=(n, 3))
+    noise = guide_noise[lock] * 0.22 + own * np.where(stray, 0.45, 0.07)[:, None]
+
+    side = np.tanh(6 * (root[:, 0] - style.part))
+    front = np.clip(root[:, 2], 0, 1) * np.clip(-root[:, 1] * 1.4, 0, 1)
+    comb = np.stack([side * (0.55 + 0.5 * front), 0.15 - 0.2 * front, -0.55 - 0.25 * front], -1)
+    over = np.stack([side * 0.25, np.full(n, 0.75), np.full(n, 0.35)], -1)
+    comb = comb + style.fringe * front[:, None] * (over - comb)
+    length = style.length * rng.normal(1.0, 0.07, n) * np.where(stray, rng.uniform(0.45, 1.05, n), 1.0)
+    length *= 1 + 0.10 * guide_noise[lock, 0]
+    if style.fringe:  # a fringe is cut above the eyes
+        length = length + style.fringe * (front > 0.45) * (np.minimum(length, 0.62) - length)
+    step = (length / (POINTS - 1))[:, None]
+
+    p = SKULL_CENTRE + SKULL_RADII * root
+    direction = _unit(_unit(root / SKULL_RADII) * style.lift + comb + noise)
+    points = np.empty((n, POINTS, 3), np.float32)
+    shell = (1.03 + 0.10 * style.lift * (0.5 + rng.random(n)) + 0.05 * guide_noise[lock, 1])[:, None]
+    for i in range(POINTS):
+        points[:, i] = p
+        u = i / (POINTS - 1)
+        direction = direction + step * (
+            style.weight * np.array([0, 2.6, 0]) + comb * 0.5 * (1 - u) + noise * (2.2 if stray.any() else 1.2) * 0.5
+        )
+        direction = _unit(direction)
+        p = p + direction * step
+        radii = SKULL_RADII * np.minimum(shell, 1.0 + 0.12 * i)  # off the scalp within a few steps
+        radii = np.where((p[:, 1] > SKULL_CENTRE[1])[:, None], radii * [1, 1e3, 1], radii)  # below: a cylinder
+        q = (p - SKULL_CENTRE) / radii
+        q[:, 1] = np.where(p[:, 1] > SKULL_CENTRE[1], 0, q[:, 1])
+        r = np.linalg.norm(q, axis=1, keepdims=True)
+        outward = np.where(r < 1, p + q / (r + 1e-6) * (1 - r) * radii * [1, 0, 1] + 0 * p, p)
+        outward[:, 1] = np.where((r[:, 0] < 1) & (p[:, 1] <= SKULL_CENTRE[1]), p[:, 1] + 0, p[:, 1])
+        inside = r[:, 0] < 1
+        upper = inside & (p[:, 1] <= SKULL_CENTRE[1])
+        outward[upper] = SKULL_CENTRE + (q / (r + 1e-6))[upper] * radii[upper]
+        p = outward
+        below = np.clip(p[:, 1] - 1.15, 0, 0.7)  # over the shoulders: outwards and to the front or the back
+        p = p + step * below[:, None] * np.stack([0.5 * np.sign(p[:, 0]), 0 * below, np.sign(p[:, 2] + 0.1)], -1)
+    if style.curl:
+        u = np.linspace(0, 1, POINTS, dtype=np.float32)
+        angle = guide_noise[lock, 2:3] * 2 + own[:, :1] * 0.5 + 2 * np.pi * style.turns * u * (1 + 0.12 * own[:, 1:2])
+        tangent = _unit(np.gradient(points, axis=1))
+        e1 = _unit(np.cross(tangent, np.array([0.3, 0.2, 1.0])))
+        e2 = np.cross(tangent, e1)
+        size = style.curl * np.minimum(u * 4, 1) * (1 + 0.25 * own[:, 2:3])
+        points += size[..., None] * (np.cos(angle)[..., None] * e1 + np.sin(angle)[..., None] * e2)
+    tint = np.clip(1 + 0.20 * guide_noise[lock, 0] + 0.17 * rng.normal(size=n), 0.45, 1.7)
+    width = np.clip(rng.normal(1, 0.2, n), 0.5, 1.6) * np.where(stray, 0.8, 1.0)
+    return Strands(points, tint.astype(np.float32), rng.uniform(0, 6.28, n).astype(np.float32), width.astype(np.float32))
+
+
+def posed(strands: Strands, rotation: np.ndarray, offset: np.ndarray, *, time: float, sway: float) -> np.ndarray:
+    """Strand points in figure coordinates (N, P, 3).
+
+    Args:
+        strands: From :func:`grow`.
+        rotation: (P, 3, 3) of the head as each point along a strand follows it: the tips come late.
+        offset: (P, 3) position of the head likewise.
+        time: Seconds.
+        sway: Amplitude of the free movement of the tips, half heads.
+    """
+    u = np.linspace(0, 1, POINTS, dtype=np.float32)
+    p = np.einsum("pij,npj->npi", rotation.astype(np.float32), strands.points) + offset.astype(np.float32)
+    wave = np.sin(2 * np.pi * 0.7 * time + strands.phase[:, None] + 3 * u) + 0.6 * np.sin(4.1 * time - 2 * u)
+    p[..., 0] += sway * u**2 * wave
+    return p
+
+
+class Light(NamedTuple):
+    """Light of the scene, linear RGB; directions are unit vectors (x right, y down, z to the viewer)."""
+
+    key_dir: np.ndarray
+    key: np.ndarray
+    sky: np.ndarray
+    ground: np.ndarray
+    rim_dir: np.ndarray
+    rim: np.ndarray
+
+
+class Layer(NamedTuple):
+    """A drawn layer: straight colour (H, W, 3) linear, coverage (H, W) in [0, 1]."""
+
+    colour: np.ndarray
+    alpha: np.ndarray
+
+
+def shade(points: np.ndarray, strands: Strands, light: Light, centre: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Diffuse and specular weight of every point of a strand, (N, P) each: Kajiya and Kay (1989), plus a rim."""
+    tangent = _unit(np.gradient(points, axis=1))
+    normal = _unit(points - centre)
+    normal[..., 1] *= 0.75
+    along = tangent @ light.key_dir
+    facing = normal @ light.key_dir
+    diffuse = np.sqrt(np.clip(1 - along**2, 0, 1)) * np.clip(0.42 + 0.62 * facing, 0.05, None)
+    half = _unit(light.key_dir + np.array([0, 0, 1.0]))
+    shine = np.sqrt(np.clip(1 - (tangent @ half) ** 2, 0, 1))
+    specular = (0.55 * shine**70 + 0.25 * shine**14) * np.clip(facing + 0.35, 0, 1)
+    edge = np.clip(1 - np.abs(normal[..., 2]), 0, 1) ** 2
+    rim = edge * np.clip(normal[..., :2] @ light.rim_dir[:2] + 0.15, 0, None)
+    sky = 0.5 - 0.5 * normal[..., 1]
+    root = 0.45 + 0.55 * np.minimum(np.linspace(0, 1, POINTS) * 5, 1)  # less light between the roots
+    tint = strands.tint[:, None]
+    return diffuse * tint * root, specular * (0.5 + 0.5 * tint), rim * tint, sky * root * tint
+
+
+def draw(
+    xy: np.ndarray, depth: np.ndarray, values: tuple[np.ndarray, ...], width: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw strands as optical depth, independent of their order.
+
+    Each strand is sampled about once a pixel and shared bilinearly between four pixels. Coverage is
+    ``1 - exp(-tau)``; colours are averages in which nearer strands weigh more.
+
+    Args:
+        xy: (N, P, 2) positions in pixels; pixel centres at whole numbers.
+        depth: (N, P) towards the viewer, half heads.
+        values: k arrays (N, P) carried along.
+        width: (N,) width in pixels.
+        shape: Height and width of the layer.
+
+    Returns:
+        tau (H, W) float32, values (k, H, W) float32 averaged by weight (0 where nothing was drawn).
+    """
+    h, w = shape
+    n, points, _ = xy.shape
+    length = np.linalg.norm(np.diff(xy, axis=1), axis=2)
+    per = max(1, int(np.ceil(np.percentile(length, 90)))) if length.size else 1
+    t = (np.arange(per, dtype=np.float32) + 0.5) / per
+
+    def resample(a: np.ndarray) -> np.ndarray:
+        return (a[:, :-1, None] * (1 - t) + a[:, 1:, None] * t).reshape(-1)
+
+    x, y = resample(xy[..., 0]), resample(xy[..., 1])
+    amount = np.repeat((length / per * width[:, None])[..., None], per, axis=2)
+    taper = np.interp(np.linspace(0, 1, points - 1), [0, 0.6, 1], [1, 1, 0.45])
+    amount = (amount * taper[:, None]).reshape(-1).astype(np.float32) * 1.5
+    keep = (x > 0) & (x < w - 1) & (y > 0) & (y < h - 1)
+    x, y, amount = x[keep], y[keep], amount[keep]
+    weight = amount * np.exp(3.0 * resample(depth)[keep])
+    carried = [weight * resample(v.astype(np.float32))[keep] for v in values]
+    ix, iy = x.astype(np.int32), y.astype(np.int32)
+    fx, fy = x - ix, y - iy
+    base = iy * w + ix
+    index = np.concatenate([base, base + 1, base + w, base + w + 1])
+    share = np.concatenate([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
+
+    def splat(a: np.ndarray) -> np.ndarray:
+        return np.bincount(index, weights=np.tile(a, 4) * share, minlength=h * w)[: h * w].reshape(h, w)
+
+    tau, total = splat(amount), splat(weight)
+    out = np.stack([splat(c) for c in carried]) / np.maximum(total, 1e-9)
+    return tau.astype(np.float32), out.astype(np.float32)

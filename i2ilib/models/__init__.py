@@ -1,0 +1,115 @@
+"""Networks: plain ``nn.Module`` classes, built by name, kept in one file each."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from torch import nn
+
+from ..errors import I2IError, IntegrityError
+from ..runtime import atomic_path
+from .pix2pix import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
+from .srunet import SRUNet, SRUNetConfig, load_published, reparametrise
+from .unet import UNet, UNetConfig
+
+__all__ = [
+    "MODELS",
+    "Discriminator",
+    "DiscriminatorConfig",
+    "Generator",
+    "GeneratorConfig",
+    "SRUNet",
+    "SRUNetConfig",
+    "UNet",
+    "UNetConfig",
+    "build",
+    "load",
+    "load_published",
+    "reparametrise",
+    "save",
+]
+
+MODELS: dict[str, type[nn.Module]] = {"pix2pix": Generator, "unet": UNet, "srunet": SRUNet}
+
+_KEY = "i2ilib"  # under which the header of the file keeps its JSON
+
+
+def build(name: str, **config) -> nn.Module:
+    """A model by name, with fresh weights.
+
+    Args:
+        name: A name in :data:`MODELS`.
+        **config: Fields of its configuration.
+
+    Raises:
+        I2IError: If the name or a field is not known.
+
+    Example:
+        >>> build("pix2pix", width=8, levels=4).config.filters
+        [8, 16, 32, 64]
+    """
+    if name not in MODELS:
+        raise I2IError("model", expected=" or ".join(MODELS), got=repr(name))
+    return MODELS[name](**config)
+
+
+def save(path: str | os.PathLike, model: nn.Module, **meta) -> None:
+    """Keep a model in one ``.safetensors`` file: weights, and its name, configuration and ``meta`` in the header.
+
+    Args:
+        path: Where; an existing file is replaced whole or not at all.
+        model: One of :data:`MODELS`.
+        **meta: What else a user of the weights must know, as JSON values: ``q_in``, ``q_out``, colour state, training.
+
+    Raises:
+        I2IError: If the model is not of a registered class, the suffix is another, or ``meta`` does not go into JSON.
+    """
+    from safetensors.torch import save_file
+
+    name = next((name for name, kind in MODELS.items() if type(model) is kind), None)
+    if name is None:
+        raise I2IError("save", expected="a " + " or ".join(k.__name__ for k in MODELS.values()), got=type(model))
+    if Path(path).suffix != ".safetensors":
+        raise I2IError(str(path), expected="the suffix .safetensors", got=repr(Path(path).suffix))
+    try:
+        header = json.dumps({"model": name, "config": dataclasses.asdict(model.config), "meta": meta})
+    except TypeError as error:
+        raise I2IError("save", expected="meta of JSON values", got=str(error)) from None
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={_KEY: header})
+
+
+def load(path: str | os.PathLike) -> tuple[nn.Module, dict]:
+    """A saved model, on the CPU and in evaluation mode, and the ``meta`` it was saved with.
+
+    Raises:
+        I2IError: If the file is missing.
+        IntegrityError: If it is no safetensors file, was not written by :func:`save`, names an unknown model, or its
+            tensors do not fit the configuration.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    want = "a model written by i2ilib.models.save"
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_KEY)
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise I2IError(str(path), expected=want, got="no file") from None
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(str(path), expected=want, got=str(error), remedy="Save or copy it again.") from None
+    if header is None:
+        raise IntegrityError(str(path), expected=want, got="safetensors without a model's name and configuration")
+    try:
+        about = json.loads(header)
+        name, config, meta = about["model"], about["config"], about["meta"]
+        model = build(name, **config)
+        model.load_state_dict(state)
+    except (I2IError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        got = " ".join(str(error).split())[:300]
+        raise IntegrityError(str(path), expected=want, got=got) from None
+    return model.eval(), meta

@@ -1,0 +1,148 @@
+"""What the models share: configuration, checks on the input, the SRUNet block."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import I2IError
+
+C = TypeVar("C")
+
+
+def configure(kind: type[C], config: C | None, fields: dict[str, object]) -> C:
+    """The configuration ``config`` (or the default of ``kind``) with single ``fields`` replaced.
+
+    Raises:
+        I2IError: If a field does not exist or has a value that ``kind`` refuses.
+    """
+    known = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [name for name in fields if name not in known]:
+        raise I2IError(kind.__name__, expected="fields from " + ", ".join(known), got=", ".join(unknown))
+    return dataclasses.replace(config or kind(), **fields)
+
+
+def check_at_least(owner: str, lowest: dict[str, tuple[object, int]]) -> None:
+    """Refuse configuration values that are no whole numbers or below their lowest sensible value.
+
+    Args:
+        owner: Name of the configuration, for the message.
+        lowest: Field name to (value, lowest value).
+    """
+    for name, (value, least) in lowest.items():
+        if not isinstance(value, int) or value < least:
+            raise I2IError(f"{owner}.{name}", expected=f"a whole number, {least} or more", got=value)
+
+
+def check_input(x: Tensor, *, channels: int, multiple: int, model: str) -> None:
+    """Refuse a batch that the network cannot halve down to its bottom and double back.
+
+    Silent while PyTorch traces, exports or compiles: there the shape may be a symbol.
+
+    Raises:
+        I2IError: If ``x`` is not (N, ``channels``, H, W) with H and W multiples of ``multiple``.
+    """
+    if isinstance(x, torch.fx.Proxy) or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return
+    shape = tuple(x.shape)
+    if len(shape) != 4 or shape[1] != channels or any(n < 1 or n % multiple for n in shape[2:]):
+        raise I2IError(
+            f"{model} input",
+            expected=f"shape (N, {channels}, H, W) with H and W multiples of {multiple}",
+            got=shape,
+            remedy="Pad or crop the image, or split it into patches.",
+        )
+
+
+class Block(nn.Module):
+    """SRUNet's building block: ``relu(conv3x3(x) + x + conv1x1(x))``; without the two sums where channels change.
+
+    Args:
+        ci: Channels in.
+        co: Channels out.
+        adapter: Own the 1x1 convolution. Without it the block is ``relu(conv3x3(x))``, the form that folding leaves.
+
+    Source: Vaccaro et al., Fast video visual quality and resolution improvement using SR-UNet, ACM MM 2021.
+    """
+
+    def __init__(self, ci: int, co: int, *, adapter: bool = True):
+        super().__init__()
+        self.conv_adapter = nn.Conv2d(ci, co, 1) if adapter else None
+        self.conv1 = nn.Conv2d(ci, co, 3, padding=1)
+        self.relu = nn.ReLU()
+        self.sums = adapter and ci == co  # the published files keep unused adapters where channels change
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, ci, H, W) to (N, co, H, W)."""
+        y = self.conv1(x)
+        if self.sums:
+            y = y + x + self.conv_adapter(x)
+        return self.relu(y)
+
+    @torch.no_grad()
+    def folded(self) -> Block:
+        """An equal block with one convolution: the identity and the adapter go into the centre tap."""
+        conv, adapter = self.conv1, self.conv_adapter
+        block = Block(conv.in_channels, conv.out_channels, adapter=False).to(conv.weight)
+        block.conv1.load_state_dict(conv.state_dict())
+        if self.sums:
+            identity = torch.eye(conv.out_channels).to(conv.weight)
+            block.conv1.weight[:, :, 1, 1] += adapter.weight[:, :, 0, 0] + identity
+            block.conv1.bias += adapter.bias
+        return block
+
+
+def stage(ci: int, co: int, blocks: int, *, adapters: str) -> nn.Sequential:
+    """``blocks`` blocks in a row, the first from ``ci`` to ``co`` channels.
+
+    Args:
+        ci: Channels in.
+        co: Channels out.
+        blocks: How many.
+        adapters: Which blocks own the 1x1 convolution: "all", "used" (where it counts), or "none" (folded).
+    """
+    widths = [ci] + [co] * blocks
+    return nn.Sequential(
+        *(
+            Block(a, b, adapter=adapters == "all" or (adapters == "used" and a == b))
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+    )
+
+
+class Enlarger(nn.Module):
+    """The frame that SRUNet and UNet share: a device part, then a host part.
+
+    Device: everything up to the PixelShuffle (:meth:`core`). Host: bicubic enlargement, sum and clamp
+    (:meth:`host`), which no integer engine runs. With ``config.residual`` false the forward is the core alone,
+    the part to quantise and export; both share their ``state_dict``.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge.
+
+        Args:
+            x: (N, 3, H, W) float32, gamma-coded RGB in [-1, 1]; H and W multiples of 8.
+
+        Returns:
+            (N, 3, s*H, s*W) float32 in [-1, 1] (times ``downsample`` where set); with ``residual`` false the
+            detail to be added, unclamped.
+
+        Raises:
+            I2IError: If the shape does not fit.
+        """
+        check_input(x, channels=3, multiple=8, model=type(self).__name__)
+        detail = self.core(x)
+        return self.host(detail, x) if self.config.residual else detail
+
+    def core(self, x: Tensor) -> Tensor:
+        """The detail (N, 3, s*H, s*W) that the network adds: the accelerator's part."""
+        raise NotImplementedError
+
+    def host(self, detail: Tensor, x: Tensor) -> Tensor:
+        """Add the detail to the bicubic enlargement of ``x`` and clamp to [-1, 1]: the host's part."""
+        size = {"scale_factor": float(self.config.scale), "mode": "bicubic", "align_corners": False}
+        return torch.clamp(detail + nn.functional.interpolate(x, **size), -1.0, 1.0)
