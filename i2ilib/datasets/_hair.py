@@ -82,21 +82,16 @@ def grow(style: Style, seed: int) -> Strands:
         points[:, i] = p
         u = i / (POINTS - 1)
         direction = direction + step * (
-            style.weight * np.array([0, 2.6, 0]) + comb * 0.5 * (1 - u) + noise * (2.2 if stray.any() else 1.2) * 0.5
+            style.weight * np.array([0, 2.6, 0]) + comb * 0.5 * (1 - u) + noise
         )
         direction = _unit(direction)
         p = p + direction * step
         radii = SKULL_RADII * np.minimum(shell, 1.0 + 0.12 * i)  # off the scalp within a few steps
-        radii = np.where((p[:, 1] > SKULL_CENTRE[1])[:, None], radii * [1, 1e3, 1], radii)  # below: a cylinder
         q = (p - SKULL_CENTRE) / radii
-        q[:, 1] = np.where(p[:, 1] > SKULL_CENTRE[1], 0, q[:, 1])
-        r = np.linalg.norm(q, axis=1, keepdims=True)
-        outward = np.where(r < 1, p + q / (r + 1e-6) * (1 - r) * radii * [1, 0, 1] + 0 * p, p)
-        outward[:, 1] = np.where((r[:, 0] < 1) & (p[:, 1] <= SKULL_CENTRE[1]), p[:, 1] + 0, p[:, 1])
-        inside = r[:, 0] < 1
-        upper = inside & (p[:, 1] <= SKULL_CENTRE[1])
-        outward[upper] = SKULL_CENTRE + (q / (r + 1e-6))[upper] * radii[upper]
-        p = outward
+        under = q[:, 1] > 0  # beside the face and the neck the skull goes on as a cylinder
+        q[under, 1] = 0
+        q *= np.maximum(1 / (np.linalg.norm(q, axis=1, keepdims=True) + 1e-6), 1)
+        p = np.where(under[:, None] & (np.arange(3) == 1), p, SKULL_CENTRE + q * radii)
         below = np.clip(p[:, 1] - 1.15, 0, 0.7)  # over the shoulders: outwards and to the front or the back
         p = p + step * below[:, None] * np.stack([0.5 * np.sign(p[:, 0]), 0 * below, np.sign(p[:, 2] + 0.1)], -1)
     if style.curl:

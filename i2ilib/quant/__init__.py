@@ -1,0 +1,16 @@
+"""From float to integers in the DPU's scheme: signed INT8, symmetric, per tensor, power-of-two scales."""
+
+from .fixed_point import fake_quantise, fix_position, limit_shifts, round_half_away, round_half_up, to_integers
+from .ptq import Quantised, quantise, with_positions
+
+__all__ = [
+    "Quantised",
+    "fake_quantise",
+    "fix_position",
+    "limit_shifts",
+    "quantise",
+    "round_half_away",
+    "round_half_up",
+    "to_integers",
+    "with_positions",
+]
