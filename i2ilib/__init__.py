@@ -7,4 +7,4 @@ from .errors import FrameError, I2IError, IntegrityError, UnavailableError
 from .runtime import Run, available, start
 
 __version__ = "0.1.0"
-__all__ = ["FrameError", "I2IError", "IntegrityError", "Run", "UnavailableError", "available", "start", "__version__"]
+__all__ = ["FrameError", "I2IError", "IntegrityError", "Run", "UnavailableError", "__version__", "available", "start"]

@@ -222,7 +222,9 @@ def open_clip(path: str | os.PathLike) -> Clip:
         files = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
         files = [p for p in files if not p.name.startswith(".")]
         if not files:
-            raise FrameError(str(path), expected="pictures (" + ", ".join(IMAGE_SUFFIXES) + ")", got="a folder with none")
+            raise FrameError(
+                str(path), expected="pictures (" + ", ".join(IMAGE_SUFFIXES) + ")", got="a folder with none"
+            )
         stems = [p.stem for p in files]  # shot.png beside shot.exr must not become one result
         names = tuple(p.stem if stems.count(p.stem) == 1 else p.name.replace(".", "_") for p in files)
         return Clip(path, names, tuple(files))

@@ -7,11 +7,14 @@ import dataclasses
 import datetime
 import importlib
 import importlib.metadata
+import io
 import json
+import logging
 import os
 import platform
 import random
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -122,6 +125,25 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
+@contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Silence other people's notices while we call them: warnings, what they print, and the named loggers."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 # --- optional libraries and devices --------------------------------------------------------------
 
 
@@ -158,7 +180,8 @@ def require(name: str):
     try:
         if name == "torchvision":
             _guard_torchvision()
-        return importlib.import_module(name)
+        with quiet(name, "torch.utils._pytree"):  # torchao reports every kernel that it lacks
+            return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a build for another torch fails with an undefined symbol
         raise UnavailableError(
             name,

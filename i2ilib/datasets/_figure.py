@@ -240,7 +240,7 @@ def light_cloth(
     return _finish(albedo, (facing * key + fuzz * ambient)[None], n, light, key, ambient, gloss, 9.0)
 
 
-def _finish(albedo, diffuse, n, light, key, ambient, gloss, power) -> np.ndarray:  # noqa: ANN001
+def _finish(albedo, diffuse, n, light, key, ambient, gloss, power) -> np.ndarray:
     column = np.float32
     up = (0.5 - 0.5 * n[1]) * ambient
     fill = light.sky.astype(column)[:, None, None] * up + light.ground.astype(column)[:, None, None] * (ambient - up)

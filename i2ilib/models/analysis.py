@@ -71,13 +71,14 @@ def layer_table(model: nn.Module, example: Tensor) -> pd.DataFrame:
 
 @torch.no_grad()
 def _count(model: nn.Module, example: Tensor) -> FlopCounterMode:
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with FlopCounterMode(display=False) as counter:
             model(example)
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return counter
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import TypeVar
 
 import torch
@@ -108,7 +109,7 @@ def stage(ci: int, co: int, blocks: int, *, adapters: str) -> nn.Sequential:
     return nn.Sequential(
         *(
             Block(a, b, adapter=adapters == "all" or (adapters == "used" and a == b))
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in itertools.pairwise(widths)
         )
     )
 

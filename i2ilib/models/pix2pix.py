@@ -7,6 +7,7 @@ Source: Isola et al., Image-to-Image Translation with Conditional Adversarial Ne
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import OrderedDict
 
 import torch
@@ -55,9 +56,9 @@ class Generator(nn.Module):
 
     All convolutions are 4x4 with stride 2 and padding 1. Order "pix2pix" activates before each convolution, so ReLU
     follows the concat; order "dpu" activates right after convolution and norm and puts nothing behind the concat,
-    the only form an engine with fused activations can run. Both have the same parameters under the same names.
-    With ``slope=0`` and weights in common they compute the same; with a positive slope the decoder of "dpu" also sees
-    the negative part of every skip, which pix2pix's ReLU removes.
+    the only form an engine with fused activations can run. Both have the same parameters under the same names, and
+    differ in one thing: the decoder of "dpu" also sees the negative part of every skip, which the ReLU behind
+    pix2pix's concat removes. With ``slope=0`` they compute the same.
 
     Args:
         config: Sizes and order; the default is the published generator in DPU order.
@@ -90,11 +91,10 @@ class Generator(nn.Module):
         parts = [("conv", nn.Conv2d(ci, filters[level], 4, 2, 1, bias=False))]
         if not (outermost or innermost):
             parts.append(("norm", nn.BatchNorm2d(filters[level])))
-        act = ("act", nn.LeakyReLU(config.negative_slope))
-        if config.order == "dpu":
-            parts.append(act)
+        if config.order == "dpu":  # behind the innermost comes the decoder, which activates by ReLU
+            parts.append(("act", nn.ReLU() if innermost else nn.LeakyReLU(config.negative_slope)))
         elif not outermost:
-            parts.insert(0, act)
+            parts.insert(0, ("act", nn.LeakyReLU(config.negative_slope)))
         return nn.Sequential(OrderedDict(parts))
 
     def _up(self, level: int) -> nn.Sequential:
@@ -162,7 +162,7 @@ class Discriminator(nn.Module):
         self.config = config = configure(DiscriminatorConfig, config, fields)
         filters = [config.in_channels] + [config.width * min(2**i, 8) for i in range(config.layers + 1)]
         parts = []
-        for i, (ci, co) in enumerate(zip(filters, filters[1:], strict=False)):
+        for i, (ci, co) in enumerate(itertools.pairwise(filters)):
             stride = 2 if i < config.layers else 1
             parts += [nn.Conv2d(ci, co, 4, stride, 1, bias=i == 0)]
             parts += [nn.BatchNorm2d(co)] if i else []

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..runtime import atomic_path
+from ..runtime import atomic_path, quiet
 
 OPSET = 18
 
@@ -32,7 +28,7 @@ def to_onnx(model: nn.Module, example: torch.Tensor, path: str | os.PathLike) ->
 
     path = Path(path)
     batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
-    with _quiet(), torch.no_grad():
+    with quiet("torch.onnx", "onnxscript", "torch.export"), torch.no_grad():
         exported = torch.export.export(model, (example,), dynamic_shapes=batch)
         program = torch.onnx.export(
             exported, (), dynamo=True, opset_version=OPSET, verbose=False, input_names=["x"], output_names=["y"]
@@ -41,19 +37,3 @@ def to_onnx(model: nn.Module, example: torch.Tensor, path: str | os.PathLike) ->
         program.save(str(temporary), external_data=False)
         onnx.checker.check_model(str(temporary), full_check=True)
     return path
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without the exporter's progress lines and advice."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import warnings
 
 import torch
 from torch import fx, nn
 
 from ..errors import I2IError
+from ..runtime import quiet
 from .fixed_point import Kind
 
 A = torch.ops.aten
@@ -56,8 +56,7 @@ def capture(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
 
 def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
     """A deep copy, without the deprecation notices of PyTorch's own copying."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet():
         return copy.deepcopy(graph)
 
 
@@ -97,7 +96,8 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
             continue
         conv = node.args[0]
         if conv.target not in CONVOLUTIONS or len(conv.users) > 1:
-            raise I2IError(tensor_name(node), expected="a convolution before BatchNorm, used by it alone", got=conv.name)
+            want = "a convolution before BatchNorm, used by it alone"
+            raise I2IError(tensor_name(node), expected=want, got=conv.name)
         gamma, beta, mean, variance = (parameter(graph, arg).double() for arg in node.args[1:5])
         scale = gamma / torch.sqrt(variance + node.args[7])
         weight_node, bias_node = (*conv.args, None)[1:3]

@@ -53,7 +53,7 @@ class Quantised:
         return _Rounding(self.graph, self.sites, lambda site, value: positions[site.name]).run(x)
 
     def to_onnx(self, path: str | os.PathLike) -> Path:
-        """Write the network as ONNX (opset 18) with int8 QuantizeLinear/DequantizeLinear pairs and a free batch size."""
+        """Write the network as ONNX (opset 18) with int8 Q/DQ pairs and a free batch size."""
         from .export import to_onnx
         from .scheme import to_qdq
 

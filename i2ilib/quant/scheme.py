@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-
 import torch
 from torch import fx
 
-from ..runtime import require
+from ..runtime import quiet, require
 from .graph import CONVOLUTIONS, A, Site, copy_graph
 
 
@@ -26,7 +21,8 @@ def to_qdq(graph: fx.GraphModule, sites: list[Site], fix_positions: dict[str, in
         sites: Its sites.
         fix_positions: By tensor name, one for every site.
     """
-    pt2e = _quiet_pt2e()
+    require("torchao")
+    from torchao.quantization.pt2e import quantize_pt2e as pt2e
     from torchao.quantization.pt2e import quantizer as q
 
     def spec(name: str):
@@ -59,23 +55,6 @@ def to_qdq(graph: fx.GraphModule, sites: list[Site], fix_positions: dict[str, in
         def validate(self, model: fx.GraphModule) -> None:
             pass
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, about the graphs that torchao copies
+    with quiet():  # PyTorch's own notices about the graphs that torchao copies
         prepared = pt2e.prepare_pt2e(copy_graph(graph), DpuQuantizer())
         return pt2e.convert_pt2e(prepared, fold_quantize=True)
-
-
-def _quiet_pt2e():
-    """torchao's PT2E without the lines that it prints about optional kernels on import."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            require("torchao")
-            import torchao.quantization.pt2e.quantize_pt2e as pt2e
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-    return pt2e

@@ -1,0 +1,219 @@
+"""The command line: ``python -m i2ilib info|matte|train|quantise``, for people without a notebook."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import FrameError, I2IError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        0 if all went well, 1 if some frames failed, 2 for input that cannot be used, 130 if interrupted.
+    """
+    options = _parser().parse_args(argv)
+    try:
+        return options.command(options)
+    except I2IError as error:
+        print(f"i2i: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("i2i: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from .deploy import BACKENDS
+
+    parser = argparse.ArgumentParser(prog="i2i", description="Image-to-image networks, from float to an accelerator.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Callable, about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.add_argument("--json", action="store_true", help="print one JSON object for machines")
+        sub.set_defaults(command=run)
+        return sub
+
+    command("info", _info, "Show what this machine offers, and why the rest is not here.")
+
+    matte = command("matte", _matte, "Cut the figure out of frames: 16-bit alpha and RGBA for each.")
+    matte.add_argument("frames", type=Path, help="a picture, a folder of pictures (PNG, JPEG, TIFF, EXR), or a video")
+    matte.add_argument("out", type=Path, help="folder for alpha/ and rgba/; an interrupted run goes on there")
+    matte.add_argument("--model", type=Path, required=True, metavar="WEIGHTS", help="a .safetensors file")
+    backends = "\n".join(f"{name}: {about}" for name, (_, about) in BACKENDS.items())
+    matte.add_argument("--backend", default="openvino-int8", choices=list(BACKENDS), metavar="NAME", help=backends)
+    matte.add_argument("--format", default="png", choices=["png", "tif", "exr"], help="of the results (default: png)")
+    matte.add_argument(
+        "--input-colour",
+        default="auto",
+        choices=["auto", "srgb", "linear"],
+        help="of the frames (default: auto, linear for EXR and sRGB for all others)",
+    )
+    matte.add_argument(
+        "--input-alpha",
+        default="ignore",
+        choices=["ignore", "unpremultiply"],
+        help="what to do with an alpha channel in the frames (default: ignore it)",
+    )
+    matte.add_argument(
+        "--rgba",
+        default="auto",
+        choices=["auto", "straight", "premultiplied"],
+        help="colours of the RGBA (default: auto, premultiplied in EXR and straight in PNG and TIFF)",
+    )
+    matte.add_argument(
+        "--matte-transfer",
+        default="none",
+        choices=["none", "srgb"],
+        help="none: alpha is coverage (default); srgb: decode it by the sRGB curve, as the paper does",
+    )
+    matte.add_argument("--non-finite", default="error", choices=["error", "zero"], help="NaN and infinity in frames")
+    matte.add_argument("--stride", type=int, default=256, help="step between patches, pixels (default: 256)")
+    matte.add_argument("--feather", type=int, default=0, help="fade of overlapping patches, pixels (default: 0)")
+    matte.add_argument("--batch", type=int, default=8, help="patches a batch (default: 8)")
+    matte.add_argument("--overwrite", action="store_true", help="write again what is there")
+
+    train = command("train", _train, "Train a matting generator on a clip in the VideoMatte240K layout.")
+    train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha")
+    train.add_argument("out", type=Path, help="the .safetensors file to write; its training state lies beside it")
+    train.add_argument("--clip", help="name of the clip (default: the first)")
+    train.add_argument("--steps", type=int, default=1500)
+    train.add_argument("--batch", type=int, default=4, help="patches a step (default: 4)")
+    train.add_argument("--width", type=int, default=16, help="filters of the first convolution (default: 16)")
+    train.add_argument("--seed", type=int, default=0)
+
+    quantise = command("quantise", _quantise, "Find INT8 fix positions for a model and keep them with its weights.")
+    quantise.add_argument("model", type=Path, help="a .safetensors file")
+    quantise.add_argument("frames", type=Path, help="pictures or a video to calibrate on")
+    quantise.add_argument("out", type=Path, help="the .safetensors file to write")
+    quantise.add_argument("--frames-used", type=int, default=4, help="spread over the clip (default: 4)")
+    quantise.add_argument("--onnx", type=Path, help="also write the network as ONNX with Q/DQ pairs")
+    return parser
+
+
+def _say(options: argparse.Namespace, result: dict, text: str) -> None:
+    print(json.dumps(result) if options.json else text)
+
+
+def _info(options: argparse.Namespace) -> int:
+    from .deploy import backends
+    from .runtime import OPTIONAL, available, cpu_name, versions
+
+    result = {
+        "cpu": cpu_name(),
+        "versions": versions(),
+        "backends": {name: {"ok": bool(a), "reason": a.reason} for name, a in backends().items()},
+        "optional": {name: {"ok": bool(a), "reason": a.reason} for name in OPTIONAL for a in [available(name)]},
+    }
+    lines = [result["cpu"], ""]
+    for title in ("backends", "optional"):
+        lines += [title] + [
+            f"  {'yes' if v['ok'] else 'no ':3}  {k:15} {v['reason']}" for k, v in result[title].items()
+        ]
+    _say(options, result, "\n".join(lines))
+    return 0
+
+
+def _matte(options: argparse.Namespace) -> int:
+    from .deploy import open_runner
+    from .frames import open_clip
+    from .pipeline import MatteOptions, matte_clip
+
+    clip = open_clip(options.frames)
+    names = [field.name for field in dataclasses.fields(MatteOptions)]
+    chosen = MatteOptions(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+    runner, meta = open_runner(
+        options.backend,
+        options.model,
+        patch=chosen.patch,
+        calibration=lambda meta: _calibration(clip, dataclasses.replace(chosen, q_in=meta.get("q_in", 1))),
+    )
+    with runner:
+        runner.prepare((chosen.batch, 3, chosen.patch, chosen.patch))
+        report = matte_clip(
+            runner,
+            clip,
+            options.out,
+            dataclasses.replace(chosen, q_in=meta.get("q_in", 1)),
+            suffix="." + options.format,
+            premultiply={"auto": None, "straight": False, "premultiplied": True}[options.rgba],
+            identity={"weights": _sha256(options.model), "backend": options.backend},
+            overwrite=options.overwrite,
+        )
+    result = dataclasses.asdict(report) | {"out": str(options.out)}
+    text = f"{len(report.written)} written, {len(report.kept)} kept, {len(report.failed)} failed; {options.out}"
+    _say(options, result, text)
+    for problem in report.failed.values():
+        print(f"i2i: {problem}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .train.first_light import train_matting
+
+    path = train_matting(
+        options.data,
+        options.out,
+        clip=options.clip,
+        steps=options.steps,
+        batch=options.batch,
+        width=options.width,
+        seed=options.seed,
+    )
+    _say(options, {"model": str(path)}, f"weights: {path}")
+    return 0
+
+
+def _quantise(options: argparse.Namespace) -> int:
+    from . import models
+    from .frames import open_clip
+    from .pipeline import MatteOptions
+    from .quant import quantise
+
+    model, meta = models.load(options.model)
+    clip = open_clip(options.frames)
+    batches = _calibration(clip, MatteOptions(q_in=meta.get("q_in", 1)), frames=options.frames_used)
+    quantised = quantise(model, batches, progress=not options.json)
+    meta |= {"fix_positions": quantised.fix_positions}
+    models.save(options.out, model, **meta)
+    if options.onnx:
+        quantised.to_onnx(options.onnx)
+    result = {"model": str(options.out), "onnx": str(options.onnx or ""), "fix_positions": quantised.fix_positions}
+    _say(options, result, f"{len(quantised.fix_positions)} fix positions kept in {options.out}")
+    return 0
+
+
+def _calibration(clip, options, *, frames: int = 4):
+    """Batches of patches from frames spread over a clip; unreadable frames are passed over."""
+    from . import patches
+    from .pipeline import network_input
+
+    step = max(1, len(clip) // frames)
+    wanted = set(clip.names[::step][:frames])
+    batches, problem = [], None
+    for _, frame in clip.read(wanted):
+        try:
+            if isinstance(frame, FrameError):
+                raise frame
+            mapped = network_input(frame, options)
+        except FrameError as error:
+            problem = error
+            continue
+        every = patches.iter_batches(mapped, batch=options.batch, patch=options.patch)
+        batches += [batch for _, batch in itertools.islice(every, 16)]  # 128 patches of a frame are plenty
+    if not batches:
+        raise problem or FrameError(str(clip.path), expected="a frame to calibrate on", got="none")
+    return batches
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,159 @@
+"""OpenVINO on the CPU: the embedded default, with INT8 on AMX or VNNI where the machine has them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import I2IError, IntegrityError
+from ..quant import Quantised
+from ..quant.export import to_onnx
+from ..runtime import require, versions
+from .runner import check_batch
+
+PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}  # the hint is for what is not quantised
+CONVOLUTIONS = ("Convolution", "Deconvolution")
+
+
+class OpenVinoRunner:
+    """An ONNX file run by OpenVINO, compiled for one batch shape at a time.
+
+    A batch smaller than the compiled shape is padded, since the last batch of a frame often is.
+
+    Args:
+        path: An ONNX file with one input and one output.
+        precision: "float32", "bf16", or "int8" for a file with QuantizeLinear/DequantizeLinear pairs; the compiled
+            network is checked to run its convolutions so.
+        streams: Batches computed at the same time; twice as many may be in flight.
+
+    Raises:
+        I2IError: If the precision is unknown.
+        IntegrityError: If the file is not an ONNX network.
+        UnavailableError: If OpenVINO is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, precision: str = "float32", streams: int = 1):
+        if precision not in PRECISIONS:
+            raise I2IError("precision", expected=" or ".join(PRECISIONS), got=repr(precision))
+        openvino = require("openvino")
+        self.path, self.precision, self.streams = Path(path), precision, streams
+        self.core = openvino.Core()
+        try:
+            self.network = self.core.read_model(str(path))
+        except RuntimeError as error:
+            got = str(error).strip().splitlines()[-1].strip()
+            raise IntegrityError(str(path), expected="an ONNX network", got=got) from None
+        self.shape: tuple[int, ...] | None = None
+        self.compiled = self.queue = None
+        self.lock = threading.RLock()  # preparing runs a batch
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        import openvino
+
+        with self.lock:
+            if self.queue is not None:
+                self.queue.wait_all()
+            network = self.network.clone()
+            try:
+                network.reshape(list(shape))
+            except RuntimeError:
+                expected = network.input(0).get_partial_shape().to_string()
+                raise I2IError("batch", expected=f"shape {expected}", got=tuple(shape)) from None
+            options = {
+                "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
+                "NUM_STREAMS": str(self.streams),
+                "PERFORMANCE_HINT": "THROUGHPUT" if self.streams > 1 else "LATENCY",
+            }
+            self.compiled = self.core.compile_model(network, "CPU", options)
+            self._prove_precision()
+            self.shape = tuple(shape)
+            self.queue = openvino.AsyncInferQueue(self.compiled, 2 * self.streams)
+            self.queue.set_callback(_finish)
+            self.run(torch.zeros(shape))
+
+    def _prove_precision(self) -> None:
+        ran = self.precisions()
+        if self.precision == "int8" and (not ran or set(ran.values()) - {"i8", "u8"}):
+            raise IntegrityError(
+                str(self.path),
+                expected="every convolution in INT8",
+                got=", ".join(f"{name} in {kind}" for name, kind in ran.items() if kind not in ("i8", "u8")) or "none",
+                remedy="Quantise the network first, or run it as float32.",
+            )
+
+    def precisions(self) -> dict[str, str]:
+        """The precision in which OpenVINO runs each convolution, by its name: "i8", "bf16", "f32"."""
+        found = {}
+        for op in self.compiled.get_runtime_model().get_ops():
+            info = op.get_rt_info()
+            if info["layerType"].astype(str) in CONVOLUTIONS:
+                found[op.get_friendly_name()] = info["runtimePrecision"].astype(str)
+        return found
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.submit(batch).result()
+
+    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
+        check_batch(batch)
+        with self.lock:
+            if self.shape is None or batch.shape[1:] != self.shape[1:] or len(batch) > self.shape[0]:
+                self.prepare(tuple(batch.shape))
+            array, count = batch.contiguous().numpy(), len(batch)
+            if count < self.shape[0]:
+                array = np.concatenate([array, np.zeros((self.shape[0] - count, *array.shape[1:]), np.float32)])
+            future: Future[torch.Tensor] = Future()
+            future.set_running_or_notify_cancel()
+            self.queue.start_async({0: array}, (future, count, array))  # the array must live as long as the request
+        return future
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "target": "OpenVINO",
+            "device": self.core.get_property("CPU", "FULL_DEVICE_NAME"),
+            "precision": self.precision,
+            "versions": versions("openvino"),
+            "origin": "measured",
+        }
+
+    def __enter__(self) -> OpenVinoRunner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.queue is not None:
+            self.queue.wait_all()
+        self.queue = self.compiled = None
+        self.shape = None
+
+
+def _finish(request, job) -> None:
+    future, count, _ = job
+    try:
+        future.set_result(torch.from_numpy(request.get_output_tensor(0).data[:count].copy()))
+    except Exception as error:  # raised in OpenVINO's thread, it would be lost
+        future.set_exception(error)
+
+
+def from_pytorch(
+    model: nn.Module | Quantised, example: torch.Tensor, *, precision: str = "float32", streams: int = 1
+) -> OpenVinoRunner:
+    """A runner for a network in memory, by way of a temporary ONNX file.
+
+    Args:
+        model: A float network, or a quantised one (which runs as "int8").
+        example: (N, C, H, W) float32; its height and width are kept.
+        precision: Of a float network: "float32" or "bf16".
+        streams: As in :class:`OpenVinoRunner`.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # OpenVINO has read the file whole when its runner is made
+        path = Path(folder) / "model.onnx"
+        if isinstance(model, Quantised):
+            return OpenVinoRunner(model.to_onnx(path), precision="int8", streams=streams)
+        to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
+        return OpenVinoRunner(path, precision=precision, streams=streams)

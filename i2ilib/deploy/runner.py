@@ -1,0 +1,64 @@
+"""One small interface to every target: prepare for a shape, run a batch, keep several in flight, say what ran."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from ..errors import I2IError
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """A network that is ready to run somewhere.
+
+    Use it as a context manager; leaving the block waits for what is in flight and frees the device.
+    """
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        """Compile and warm up for batches of ``shape`` (N, C, H, W). Other shapes still run, after preparing."""
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        """The network's output for a batch: float32 (N, C, H, W) in, float32 (N, C', H', W') out, both on the CPU."""
+
+    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
+        """Start a batch and return at once; the batch must not be changed until the future is done.
+
+        Blocks while as many batches are in flight as the target can use, so memory stays bounded.
+        """
+
+    def describe(self) -> dict[str, object]:
+        """What ran where: ``target``, ``device``, ``precision``, ``versions``, ``origin`` ("measured" or "modelled")."""
+
+    def __enter__(self) -> Runner: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def check_batch(batch: torch.Tensor) -> None:
+    """Refuse what no runner takes.
+
+    Raises:
+        I2IError: If ``batch`` is not a float32 CPU tensor of shape (N, C, H, W) with N of 1 or more.
+    """
+    if batch.ndim != 4 or not len(batch) or batch.dtype != torch.float32 or batch.device.type != "cpu":
+        got = f"{tuple(batch.shape)} {batch.dtype} on {batch.device}"
+        raise I2IError("batch", expected="(N, C, H, W) float32 on the CPU", got=got)
+
+
+def verify(runner: Runner, reference: torch.Tensor, batch: torch.Tensor, *, lsb: float | None = None) -> float:
+    """The largest difference between a runner's output and a reference.
+
+    Args:
+        runner: What to check.
+        reference: (N, C', H', W') float32, the output that is right.
+        batch: (N, C, H, W) float32, the input that belongs to it.
+        lsb: Value of one step of the output's grid; None reports the absolute error.
+
+    Returns:
+        Largest absolute difference, in units of ``lsb`` where given; 0 is best.
+    """
+    error = float((runner.run(batch) - reference).abs().max())
+    return error if lsb is None else error / lsb

@@ -1,0 +1,253 @@
+"""The road of a frame: stored pixels → sRGB → fixed point → patches → network → matte; one frame, or a whole clip."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from . import colour, patches
+from .deploy import Runner
+from .errors import FrameError, I2IError
+from .frames import COLOURS, Clip, Frame, read_image, stored_colour, write_image
+from .runtime import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class MatteOptions:
+    """How frames become mattes."""
+
+    q_in: int = 1  # the network sees [-q_in, q_in]; kept with the weights
+    patch: int = patches.PATCH  # pixels
+    stride: int = patches.PATCH  # pixels; less than the patch overlaps patches
+    feather: int = 0  # pixels over which overlapping patches fade; at most patch - stride
+    batch: int = 8  # patches a batch
+    input_colour: str = "auto"  # "srgb", "linear", or "auto": linear for OpenEXR, sRGB for all others
+    input_alpha: str = "ignore"  # of the source: "ignore" it, or "unpremultiply" the colours by it
+    matte_transfer: str = "none"  # "none": alpha is coverage; "srgb": decode it by equation 4, as the paper does
+    non_finite: str = "error"  # NaN and infinity in a frame: "error", or "zero" to replace them
+
+    def __post_init__(self) -> None:
+        for name, known in {
+            "input_colour": ("auto", *COLOURS),
+            "input_alpha": ("ignore", "unpremultiply"),
+            "matte_transfer": ("none", "srgb"),
+            "non_finite": ("error", "zero"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise I2IError(name, expected=" or ".join(known), got=repr(getattr(self, name)))
+
+
+def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
+    """A frame as the network sees it, before it is cut.
+
+    Args:
+        frame: As read.
+        options: Colour state, alpha and mapping.
+
+    Returns:
+        (1, 3, H', W') float32 in [-q_in, q_in], H' and W' multiples of the patch.
+
+    Raises:
+        FrameError: If the frame holds NaN or infinity and ``options.non_finite`` is "error".
+    """
+    rgb = frame.rgb
+    if not torch.isfinite(rgb).all():
+        if options.non_finite == "error":
+            raise FrameError(
+                frame.source,
+                expected="finite pixels",
+                got=f"{int((~torch.isfinite(rgb)).any(1).sum())} pixels with NaN or infinity",
+                remedy="Render it again, or ask for them to be replaced by zero.",
+            )
+        rgb = torch.nan_to_num(rgb, nan=0.0, posinf=0.0, neginf=0.0)
+    if options.input_alpha == "unpremultiply" and frame.alpha is not None:
+        rgb = torch.where(frame.alpha > 0, rgb / frame.alpha.clamp_min(1e-6), rgb)
+    state = stored_colour(frame.source) if options.input_colour == "auto" else options.input_colour
+    srgb = colour.linear_to_srgb(rgb) if state == "linear" else rgb
+    srgb = patches.fit(srgb.clamp(0, 1), patch=options.patch)  # the network never saw more than white
+    return colour.to_fixed(srgb, options.q_in)
+
+
+def run_patches(runner: Runner, mapped: torch.Tensor, options: MatteOptions) -> Iterator[torch.Tensor]:
+    """The network's output for the patches of a frame, batch by batch, with several batches in flight.
+
+    Args:
+        runner: Ready to run.
+        mapped: (1, 3, H, W) float32 from :func:`network_input`.
+        options: Patch, stride and batch.
+
+    Yields:
+        (N, C, patch, patch) float32 in [-1, 1], in the order of the grid.
+    """
+    waiting: deque = deque()
+    batches = patches.iter_batches(mapped, batch=options.batch, patch=options.patch, stride=options.stride)
+    for _, batch in batches:
+        waiting.append(runner.submit(batch))
+        if len(waiting) > 2:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def matte(runner: Runner, frame: Frame, options: MatteOptions | None = None) -> torch.Tensor:
+    """The alpha matte of a frame.
+
+    Args:
+        runner: The network, ready to run.
+        frame: As read from disk.
+        options: Colour, mapping, patches.
+
+    Returns:
+        (1, 1, H, W) float32 in [0, 1], the size of the frame.
+
+    Raises:
+        FrameError: If the frame holds NaN or infinity and ``options.non_finite`` is "error".
+    """
+    options = options or MatteOptions()
+    mapped = network_input(frame, options)
+    height, width = mapped.shape[-2:]
+    out = patches.merge(
+        run_patches(runner, mapped, options),
+        height=height,
+        width=width,
+        stride=options.stride,
+        feather=options.feather,
+    )
+    alpha = colour.from_fixed(out.mean(1, keepdim=True), 1)  # tanh: q_out is 1; three channels say it thrice
+    alpha = patches.unfit(alpha, *frame.rgb.shape[-2:]).clamp(0, 1)
+    return colour.srgb_to_linear(alpha) if options.matte_transfer == "srgb" else alpha
+
+
+def cut_out(
+    frame: Frame, alpha: torch.Tensor, options: MatteOptions, *, suffix: str, premultiply: bool
+) -> torch.Tensor:
+    """The frame with its matte as fourth channel, in the usual colour state of the output format.
+
+    Args:
+        frame: As read.
+        alpha: (1, 1, H, W) float32 in [0, 1].
+        options: Colour state of the frame.
+        suffix: Of the file to come: ".exr" is written in linear light, the others in sRGB.
+        premultiply: Whether to multiply the colours by alpha (in linear light for ".exr").
+
+    Returns:
+        (1, 4, H, W) float32.
+    """
+    rgb = torch.nan_to_num(frame.rgb, nan=0.0, posinf=0.0, neginf=0.0)
+    state = stored_colour(frame.source) if options.input_colour == "auto" else options.input_colour
+    wanted = stored_colour("frame" + suffix)
+    if state != wanted:
+        rgb = colour.srgb_to_linear(rgb) if wanted == "linear" else colour.linear_to_srgb(rgb)
+    return torch.cat([rgb * alpha if premultiply else rgb, alpha], 1)
+
+
+# --- a whole clip ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class ClipReport:
+    """What became of the frames of a clip."""
+
+    written: list[str] = dataclasses.field(default_factory=list)
+    kept: list[str] = dataclasses.field(default_factory=list)  # whole results of an earlier run
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)  # name: the error
+
+
+def matte_clip(
+    runner: Runner,
+    clip: Clip,
+    out: str | os.PathLike,
+    options: MatteOptions | None = None,
+    *,
+    suffix: str = ".png",
+    premultiply: bool | None = None,
+    identity: dict | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> ClipReport:
+    """Matte every frame of a clip into ``out/alpha/<name>`` and ``out/rgba/<name>``, 16 bits a channel.
+
+    Frames already written whole by the same job are kept, so an interrupted run goes on where it stopped. A bad frame
+    is reported and does not lose the others.
+
+    Args:
+        runner: The network, ready to run.
+        clip: From :func:`i2ilib.frames.open_clip`.
+        out: Folder; made if absent.
+        options: Colour, mapping, patches.
+        suffix: ".png" or ".tif" (sRGB, 16 bits) or ".exr" (linear, half float).
+        premultiply: Colours of the RGBA times alpha; by default only in OpenEXR.
+        identity: What else the results depend on (weights, backend); part of the job's fingerprint.
+        overwrite: Write again what is there.
+        progress: Show a bar.
+
+    Raises:
+        I2IError: If ``out`` holds the results of another job, or the format is unknown.
+    """
+    options = options or MatteOptions()
+    if suffix not in (".png", ".tif", ".exr"):
+        raise I2IError("suffix", expected=".png or .tif or .exr", got=repr(suffix))
+    premultiply = suffix == ".exr" if premultiply is None else premultiply
+    out = Path(out)
+    _claim(out, dataclasses.asdict(options) | {"premultiply": premultiply} | (identity or {}), overwrite)
+    targets = {name: (out / "alpha" / f"{name}{suffix}", out / "rgba" / f"{name}{suffix}") for name in clip.names}
+    report = ClipReport()
+    if not overwrite:
+        report.kept = [name for name, files in targets.items() if all(map(_whole, files))]
+    wanted = set(clip.names) - set(report.kept)
+    bar = tqdm(total=len(clip), initial=len(report.kept), desc="matte", unit="frame", disable=not progress)
+    with bar:
+        for name, frame in clip.read(wanted):
+            try:
+                if isinstance(frame, FrameError):
+                    raise frame
+                alpha = matte(runner, frame, options)
+                rgba = cut_out(frame, alpha, options, suffix=suffix, premultiply=premultiply)
+                write_image(targets[name][1], rgba, premultiplied=premultiply)
+                write_image(targets[name][0], alpha)
+                report.written.append(name)
+            except FrameError as error:
+                report.failed[name] = str(error)
+                bar.write(f"skipped: {error}")
+            bar.update()
+    return report
+
+
+def _whole(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        read_image(path)
+    except FrameError:
+        return False
+    return True
+
+
+def _claim(out: Path, job: dict, overwrite: bool) -> None:
+    """Note in ``out`` which job its frames belong to, and refuse to mix two jobs."""
+    text = json.dumps(job, sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    path = out / "job.json"
+    if path.exists() and not overwrite:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+        except (ValueError, KeyError, TypeError):
+            found = "something unreadable"
+        if found != fingerprint:
+            raise I2IError(
+                str(out),
+                expected="a new folder, or one with results of this model and these options",
+                got="results of another job",
+                remedy="Choose another folder, or overwrite it.",
+            )
+    if out.exists() and not out.is_dir():
+        raise I2IError(str(out), expected="a folder to write to", got="a file")
+    write_json(path, {"fingerprint": fingerprint, "job": json.loads(text)})
