@@ -135,11 +135,11 @@ def load_published(path: str | os.PathLike, **fields) -> SRUNet:
             shrink of the published 1.5x model is known and set.
 
     Raises:
-        I2IError: If the file is missing.
-        IntegrityError: If it is corrupt or holds something else.
+        I2IError: If the file is missing, or a field does not exist or has an impossible value.
+        IntegrityError: If the file is corrupt or holds something else.
     """
-    path = Path(path)
-    want = "a state dict of SRUNet, as published"
+    configure(SRUNetConfig, None, fields)  # the caller's mistakes are not the file's
+    path, want = Path(path), "a state dict of SRUNet, as published"
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:
@@ -152,9 +152,9 @@ def load_published(path: str | os.PathLike, **fields) -> SRUNet:
             remedy="Fetch it anew.",
         ) from None
     try:
-        model = SRUNet(configure(SRUNetConfig, _infer(state), fields))
+        model = SRUNet(_infer(state), **fields)
         model.load_state_dict(state, strict=True)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, RuntimeError, I2IError) as error:
         got = "other tensors: " + " ".join(str(error).split())[:200]
         raise IntegrityError(str(path), expected=want, got=got) from None
     return model.eval()
