@@ -283,6 +283,12 @@ def test_folding_keeps_the_output(name):
     assert not any(m.conv_adapter for m in folded.modules() if isinstance(m, Block))
 
 
+def test_folding_stays_on_the_device_and_in_the_precision():
+    with torch.device("meta"):
+        model = SRUNet().bfloat16()
+    assert {(p.device.type, p.dtype) for p in reparametrise(model).parameters()} == {("meta", torch.bfloat16)}
+
+
 def test_folding_leaves_the_model_alone():
     model = small("srunet")
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -56,9 +56,15 @@ def rotation(yaw: np.ndarray | float, pitch: np.ndarray | float, roll: np.ndarra
 
 
 def ellipsoid(
-    x: np.ndarray, y: np.ndarray, centre: tuple[float, ...], radii: tuple[float, ...], turn: np.ndarray | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    centre: tuple[float, ...],
+    radii: tuple[float, ...],
+    turn: np.ndarray | None = None,
+    *,
+    soft: bool = False,
 ) -> Surface:
-    """Front of an ellipsoid seen along z; beyond its outline the height falls away steeply."""
+    """Front of an ellipsoid seen along z, or the paraboloid at its top, which melts into others without a crease."""
     turn = np.eye(3) if turn is None else turn
     c = turn @ np.asarray(centre, float)
     m = turn @ np.diag(1 / np.asarray(radii, float) ** 2) @ turn.T
@@ -69,7 +75,7 @@ def ellipsoid(
     gx, gy = np.float32(s[0, 0]) * dx + np.float32(s[0, 1]) * dy, np.float32(s[0, 1]) * dx + np.float32(s[1, 1]) * dy
     q = gx * dx + gy * dy
     depth = np.float32(1 / np.sqrt(m[2, 2]))
-    root = np.sqrt(np.abs(1 - q)) * np.where(q < 1, depth, -2.5 * depth)
+    root = depth * (1 - q) if soft else np.sqrt(np.abs(1 - q)) * np.where(q < 1, depth, -2.5 * depth)
     inside = (1 - q) / (2 * np.sqrt(gx * gx + gy * gy) + 1e-3)
     return Surface(np.float32(c[2]) - b + root, inside)
 
@@ -103,42 +109,42 @@ def melt(first: Surface, *rest: tuple[Surface, float]) -> Surface:
 def head(x: np.ndarray, y: np.ndarray, turn: np.ndarray, build: float) -> Surface:
     """Skull, jaw, cheeks, brow, nose, lips and ears; ``build`` from 0 (slender) to 1 (square)."""
 
-    def e(centre: tuple[float, ...], radii: tuple[float, ...]) -> Surface:
-        return ellipsoid(x, y, centre, radii, turn)
+    def e(centre: tuple[float, ...], radii: tuple[float, ...], soft: bool = True) -> Surface:
+        return ellipsoid(x, y, centre, radii, turn, soft=soft)
 
-    jaw = 0.31 + 0.07 * build
+    jaw = 0.33 + 0.06 * build
     return melt(
-        e((0, -0.22, -0.08), (0.70, 0.77, 0.84)),
-        (e((0, 0.18, 0.08), (0.575 + 0.03 * build, 0.72, 0.62)), 0.10),
-        (e((0, 0.66, 0.26), (jaw, 0.27, 0.34)), 0.24),
-        (e((0, 0.80, 0.42), (0.17 + 0.04 * build, 0.14, 0.18)), 0.16),
-        (e((-0.33, 0.20, 0.40), (0.22, 0.20, 0.24)), 0.22),
-        (e((0.33, 0.20, 0.40), (0.22, 0.20, 0.24)), 0.22),
-        (e((0, -0.13, 0.60), (0.40, 0.09, 0.13 + 0.03 * build)), 0.15),
-        (e((0, 0.06, 0.64), (0.070, 0.28, 0.14)), 0.09),
-        (e((0, 0.255, 0.75), (0.098, 0.085, 0.135)), 0.08),
-        (e((-0.095, 0.285, 0.66), (0.062, 0.058, 0.10)), 0.045),
-        (e((0.095, 0.285, 0.66), (0.062, 0.058, 0.10)), 0.045),
-        (e((0, 0.50, 0.56), (0.26, 0.17, 0.15)), 0.10),
-        (e((-0.70, 0.06, -0.12), (0.07, 0.20, 0.13)), 0.05),
-        (e((0.70, 0.06, -0.12), (0.07, 0.20, 0.13)), 0.05),
+        e((0, -0.22, -0.08), (0.70, 0.77, 0.84), False),
+        (e((0, 0.16, 0.02), (0.575 + 0.03 * build, 0.74, 0.62), False), 0.14),
+        (e((0, 0.62, 0.10), (jaw, 0.32, 0.42), False), 0.30),
+        (e((0, 0.81, 0.40), (0.22 + 0.06 * build, 0.18, 0.20)), 0.14),
+        (e((-0.32, 0.19, 0.38), (0.30, 0.26, 0.23)), 0.16),
+        (e((0.32, 0.19, 0.38), (0.30, 0.26, 0.23)), 0.16),
+        (e((0, 0.05, 0.60), (0.115, 0.40, 0.19)), 0.07),
+        (e((0, 0.245, 0.64), (0.135, 0.115, 0.19)), 0.07),
+        (e((-0.100, 0.280, 0.61), (0.080, 0.070, 0.15)), 0.03),
+        (e((0.100, 0.280, 0.61), (0.080, 0.070, 0.15)), 0.03),
+        (e((0, 0.52, 0.50), (0.36, 0.25, 0.15)), 0.10),
+        (e((-0.69, 0.06, -0.12), (0.07, 0.19, 0.13), False), 0.05),
+        (e((0.69, 0.06, -0.12), (0.07, 0.19, 0.13), False), 0.05),
     )
 
 
-def torso(x: np.ndarray, y: np.ndarray, build: float) -> tuple[Surface, Surface]:
+def torso(x: np.ndarray, y: np.ndarray, build: float, bust: float) -> tuple[Surface, Surface]:
     """Neck (skin) and clothed body; they are joined by the collar."""
     wide = 1.0 + 0.16 * build
-    r = 0.33 + 0.07 * build
-    neck = limb(x, y, (0, 0.45, -0.16), (0, 1.75, -0.22), r, r * 1.12)
-    neck = melt(neck, (ellipsoid(x, y, (0, 1.75, -0.18), (0.75 * wide, 0.40, 0.40)), 0.30))
+    r = 0.33 + 0.08 * build
+    neck = limb(x, y, (0, 0.45, -0.16), (0, 1.70, -0.22), r, r * 1.10)
+    neck = melt(neck, (ellipsoid(x, y, (0, 1.80, -0.16), (1.1 * wide, 0.75, 0.36), soft=True), 0.25))
     body = melt(
-        ellipsoid(x, y, (0, 2.75, -0.10), (1.22 * wide, 1.40, 0.66)),
-        (limb(x, y, (-0.32, 1.42, -0.26), (-1.22 * wide, 1.78, -0.22), 0.26, 0.36), 0.45),
-        (limb(x, y, (0.32, 1.42, -0.26), (1.22 * wide, 1.78, -0.22), 0.26, 0.36), 0.45),
-        (ellipsoid(x, y, (-0.52, 2.45, 0.20), (0.62, 0.62, 0.42)), 0.40),
-        (ellipsoid(x, y, (0.52, 2.45, 0.20), (0.62, 0.62, 0.42)), 0.40),
+        ellipsoid(x, y, (0, 2.65, -0.10), (1.20 * wide, 1.45, 0.66)),
+        (limb(x, y, (-0.30, 1.30 - 0.06 * build, -0.26), (-1.20 * wide, 1.66, -0.22), 0.26, 0.36), 0.45),
+        (limb(x, y, (0.30, 1.30 - 0.06 * build, -0.26), (1.20 * wide, 1.66, -0.22), 0.26, 0.36), 0.45),
         (limb(x, y, (0, 3.2, -0.15), (0, 6.5, -0.15), 1.06 * wide, 1.02 * wide, 0.6), 0.40),
     )
+    for side in (-1, 1):
+        chest = ellipsoid(x, y, (side * 0.48, 2.30 + 0.30 * bust, 0.30 + 0.14 * bust), (0.80, 0.75, 0.45), soft=True)
+        body = melt(body, (chest, 0.25))
     return neck, body
 
 

@@ -6,6 +6,7 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 
 SKULL_CENTRE = np.array([0.0, -0.22, -0.08], np.float32)
 SKULL_RADII = np.array([0.72, 0.79, 0.86], np.float32)
@@ -61,9 +62,9 @@ def grow(style: Style, seed: int) -> Strands:
     guide_noise = rng.normal(size=(style.locks, 3))
     stray = rng.random(n) < style.fly_away
     own = rng.normal(size=(n, 3))
-    noise = guide_noise[lock] * 0.22 + own * np.where(stray, 0.45, 0.07)[:, None]
+    noise = guide_noise[lock] * 0.22 + own * np.where(stray, 0.40, 0.07)[:, None]
 
-    side = np.tanh(6 * (root[:, 0] - style.part))
+    side = np.tanh(25 * (root[:, 0] - style.part))
     front = np.clip(root[:, 2], 0, 1) * np.clip(-root[:, 1] * 1.4, 0, 1)
     comb = np.stack([side * (0.55 + 0.5 * front), 0.15 - 0.2 * front, -0.55 - 0.25 * front], -1)
     over = np.stack([side * 0.25, np.full(n, 0.75), np.full(n, 0.35)], -1)
@@ -81,9 +82,7 @@ def grow(style: Style, seed: int) -> Strands:
     for i in range(POINTS):
         points[:, i] = p
         u = i / (POINTS - 1)
-        direction = direction + step * (
-            style.weight * np.array([0, 2.6, 0]) + comb * 0.5 * (1 - u) + noise
-        )
+        direction = direction + step * (style.weight * np.array([0, 2.6, 0]) + comb * 0.5 * (1 - u) + noise)
         direction = _unit(direction)
         p = p + direction * step
         radii = SKULL_RADII * np.minimum(shell, 1.0 + 0.12 * i)  # off the scalp within a few steps
@@ -93,7 +92,7 @@ def grow(style: Style, seed: int) -> Strands:
         q *= np.maximum(1 / (np.linalg.norm(q, axis=1, keepdims=True) + 1e-6), 1)
         p = np.where(under[:, None] & (np.arange(3) == 1), p, SKULL_CENTRE + q * radii)
         below = np.clip(p[:, 1] - 1.15, 0, 0.7)  # over the shoulders: outwards and to the front or the back
-        p = p + step * below[:, None] * np.stack([0.5 * np.sign(p[:, 0]), 0 * below, np.sign(p[:, 2] + 0.1)], -1)
+        p = p + step * below[:, None] * np.stack([0.15 * np.sign(p[:, 0]), 0 * below, np.sign(p[:, 2] + 0.1)], -1)
     if style.curl:
         u = np.linspace(0, 1, POINTS, dtype=np.float32)
         angle = guide_noise[lock, 2:3] * 2 + own[:, :1] * 0.5 + 2 * np.pi * style.turns * u * (1 + 0.12 * own[:, 1:2])
@@ -104,7 +103,9 @@ def grow(style: Style, seed: int) -> Strands:
         points += size[..., None] * (np.cos(angle)[..., None] * e1 + np.sin(angle)[..., None] * e2)
     tint = np.clip(1 + 0.20 * guide_noise[lock, 0] + 0.17 * rng.normal(size=n), 0.45, 1.7)
     width = np.clip(rng.normal(1, 0.2, n), 0.5, 1.6) * np.where(stray, 0.8, 1.0)
-    return Strands(points, tint.astype(np.float32), rng.uniform(0, 6.28, n).astype(np.float32), width.astype(np.float32))
+    return Strands(
+        points, tint.astype(np.float32), rng.uniform(0, 6.28, n).astype(np.float32), width.astype(np.float32)
+    )
 
 
 def posed(strands: Strands, rotation: np.ndarray, offset: np.ndarray, *, time: float, sway: float) -> np.ndarray:
@@ -154,7 +155,7 @@ def shade(points: np.ndarray, strands: Strands, light: Light, centre: np.ndarray
     shine = np.sqrt(np.clip(1 - (tangent @ half) ** 2, 0, 1))
     specular = (0.55 * shine**70 + 0.25 * shine**14) * np.clip(facing + 0.35, 0, 1)
     edge = np.clip(1 - np.abs(normal[..., 2]), 0, 1) ** 2
-    rim = edge * np.clip(normal[..., :2] @ light.rim_dir[:2] + 0.15, 0, None)
+    rim = edge * np.clip(0.5 + 0.5 * normal[..., :2] @ light.rim_dir[:2], 0, None) ** 2
     sky = 0.5 - 0.5 * normal[..., 1]
     root = 0.45 + 0.55 * np.minimum(np.linspace(0, 1, POINTS) * 5, 1)  # less light between the roots
     tint = strands.tint[:, None]
@@ -162,49 +163,45 @@ def shade(points: np.ndarray, strands: Strands, light: Light, centre: np.ndarray
 
 
 def draw(
-    xy: np.ndarray, depth: np.ndarray, values: tuple[np.ndarray, ...], width: np.ndarray, shape: tuple[int, int]
+    xy: np.ndarray, values: np.ndarray, layer: np.ndarray, width: np.ndarray, shape: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw strands as optical depth, independent of their order.
+    """Draw strands into two layers as optical depth, independent of their order.
 
     Each strand is sampled about once a pixel and shared bilinearly between four pixels. Coverage is
     ``1 - exp(-tau)``; colours are averages in which nearer strands weigh more.
 
     Args:
         xy: (N, P, 2) positions in pixels; pixel centres at whole numbers.
-        depth: (N, P) towards the viewer, half heads.
-        values: k arrays (N, P) carried along.
+        values: (N, P, 1 + k): height towards the viewer in half heads, and k numbers carried along.
+        layer: (N, P) 0 or 1.
         width: (N,) width in pixels.
-        shape: Height and width of the layer.
+        shape: Height and width of the layers.
 
     Returns:
-        tau (H, W) float32, values (k, H, W) float32 averaged by weight (0 where nothing was drawn).
+        tau (2, H, W) float32, values (2, H, W, k) float32 averaged by weight (0 where nothing was drawn).
     """
     h, w = shape
-    n, points, _ = xy.shape
     length = np.linalg.norm(np.diff(xy, axis=1), axis=2)
-    per = max(1, int(np.ceil(np.percentile(length, 90)))) if length.size else 1
-    t = (np.arange(per, dtype=np.float32) + 0.5) / per
+    per = max(1, int(np.ceil(np.percentile(length, 90))))
+    t = (np.arange(per, dtype=np.float32) + 0.5)[:, None] / per
 
     def resample(a: np.ndarray) -> np.ndarray:
-        return (a[:, :-1, None] * (1 - t) + a[:, 1:, None] * t).reshape(-1)
+        return (a[:, :-1, None] + (a[:, 1:, None] - a[:, :-1, None]) * t).reshape(-1, a.shape[-1])
 
-    x, y = resample(xy[..., 0]), resample(xy[..., 1])
-    amount = np.repeat((length / per * width[:, None])[..., None], per, axis=2)
-    taper = np.interp(np.linspace(0, 1, points - 1), [0, 0.6, 1], [1, 1, 0.45])
-    amount = (amount * taper[:, None]).reshape(-1).astype(np.float32) * 1.5
-    keep = (x > 0) & (x < w - 1) & (y > 0) & (y < h - 1)
-    x, y, amount = x[keep], y[keep], amount[keep]
-    weight = amount * np.exp(3.0 * resample(depth)[keep])
-    carried = [weight * resample(v.astype(np.float32))[keep] for v in values]
-    ix, iy = x.astype(np.int32), y.astype(np.int32)
-    fx, fy = x - ix, y - iy
-    base = iy * w + ix
-    index = np.concatenate([base, base + 1, base + w, base + w + 1])
-    share = np.concatenate([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy])
-
-    def splat(a: np.ndarray) -> np.ndarray:
-        return np.bincount(index, weights=np.tile(a, 4) * share, minlength=h * w)[: h * w].reshape(h, w)
-
-    tau, total = splat(amount), splat(weight)
-    out = np.stack([splat(c) for c in carried]) / np.maximum(total, 1e-9)
-    return tau.astype(np.float32), out.astype(np.float32)
+    taper = np.interp(np.linspace(0, 1, POINTS - 1), [0, 0.6, 1], [1.5, 1.5, 0.6])
+    amount = np.repeat((length / per * width[:, None] * taper).astype(np.float32)[..., None], per, axis=2).reshape(-1)
+    at = resample(xy.astype(np.float32))
+    keep = ((at > 0) & (at < [w - 1, h - 1])).all(1)
+    at, amount = at[keep], amount[keep]
+    carried = resample(values.astype(np.float32))[keep]
+    weight = amount * np.exp(3 * carried[:, 0])
+    carried = np.concatenate([amount[:, None], weight[:, None], weight[:, None] * carried[:, 1:]], 1)
+    low = at.astype(np.int32)
+    (fx, fy), base = (at - low).T, low[:, 1] * w + low[:, 0]
+    base = base + np.repeat(layer[:, :-1, None], per, axis=2).reshape(-1)[keep].astype(np.int32) * (h * w)
+    index = base[:, None] + np.array([0, 1, w, w + 1], np.int32)
+    share = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], 1)
+    columns = np.arange(0, 4 * len(base) + 1, 4, dtype=np.int32)
+    splat = sparse.csc_array((share.ravel(), index.ravel(), columns), shape=(2 * h * w, len(base)))
+    total = (splat @ carried).reshape(2, h, w, -1)
+    return total[..., 0], total[..., 2:] / np.maximum(total[..., 1:2], 1e-9)

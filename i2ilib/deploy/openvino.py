@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -51,21 +52,19 @@ class OpenVinoRunner:
             got = str(error).strip().splitlines()[-1].strip()
             raise IntegrityError(str(path), expected="an ONNX network", got=got) from None
         self.shape: tuple[int, ...] | None = None
-        self.compiled = self.queue = None
+        self.compiled = self.workers = self.idle = None
         self.lock = threading.RLock()  # preparing runs a batch
 
     def prepare(self, shape: tuple[int, int, int, int]) -> None:
         import openvino
 
         with self.lock:
-            if self.queue is not None:
-                self.queue.wait_all()
+            self._finish()
             network = self.network.clone()
-            try:
-                network.reshape(list(shape))
-            except RuntimeError:
-                expected = network.input(0).get_partial_shape().to_string()
-                raise I2IError("batch", expected=f"shape {expected}", got=tuple(shape)) from None
+            declared = network.input(0).get_partial_shape()
+            if not declared.compatible(openvino.PartialShape(list(shape))):
+                raise I2IError("batch", expected=f"shape {declared.to_string()}", got=tuple(shape))
+            network.reshape(list(shape))
             options = {
                 "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
                 "NUM_STREAMS": str(self.streams),
@@ -74,8 +73,12 @@ class OpenVinoRunner:
             self.compiled = self.core.compile_model(network, "CPU", options)
             self._prove_precision()
             self.shape = tuple(shape)
-            self.queue = openvino.AsyncInferQueue(self.compiled, 2 * self.streams)
-            self.queue.set_callback(_finish)
+            # a thread and a request each, not OpenVINO's own queue: that one can deadlock on the interpreter's lock
+            # when it is destroyed
+            self.idle = SimpleQueue()
+            for _ in range(2 * self.streams):
+                self.idle.put(self.compiled.create_infer_request())
+            self.workers = ThreadPoolExecutor(2 * self.streams, thread_name_prefix="openvino")
             self.run(torch.zeros(shape))
 
     def _prove_precision(self) -> None:
@@ -105,13 +108,23 @@ class OpenVinoRunner:
         with self.lock:
             if self.shape is None or batch.shape[1:] != self.shape[1:] or len(batch) > self.shape[0]:
                 self.prepare(tuple(batch.shape))
-            array, count = batch.contiguous().numpy(), len(batch)
-            if count < self.shape[0]:
-                array = np.concatenate([array, np.zeros((self.shape[0] - count, *array.shape[1:]), np.float32)])
-            future: Future[torch.Tensor] = Future()
-            future.set_running_or_notify_cancel()
-            self.queue.start_async({0: array}, (future, count, array))  # the array must live as long as the request
-        return future
+            request = self.idle.get()  # blocks while all are in flight
+            return self.workers.submit(self._infer, request, self.idle, batch)
+
+    def _infer(self, request, idle: SimpleQueue, batch: torch.Tensor) -> torch.Tensor:
+        try:
+            array = batch.contiguous().numpy()
+            if len(batch) < self.shape[0]:
+                array = np.concatenate([array, np.zeros((self.shape[0] - len(batch), *array.shape[1:]), np.float32)])
+            request.infer({0: array}, share_inputs=True)
+            return torch.from_numpy(request.get_output_tensor(0).data[: len(batch)].copy())
+        finally:
+            idle.put(request)
+
+    def _finish(self) -> None:
+        if self.workers is not None:
+            self.workers.shutdown()
+        self.workers = self.idle = None
 
     def describe(self) -> dict[str, object]:
         return {
@@ -126,18 +139,8 @@ class OpenVinoRunner:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.queue is not None:
-            self.queue.wait_all()
-        self.queue = self.compiled = None
-        self.shape = None
-
-
-def _finish(request, job) -> None:
-    future, count, _ = job
-    try:
-        future.set_result(torch.from_numpy(request.get_output_tensor(0).data[:count].copy()))
-    except Exception as error:  # raised in OpenVINO's thread, it would be lost
-        future.set_exception(error)
+        self._finish()
+        self.compiled = self.shape = None
 
 
 def from_pytorch(

@@ -43,8 +43,8 @@ def mse(pred: torch.Tensor, target: torch.Tensor, *, value_range: float = 1.0, s
     """Mean squared error over all pixels, channels and images, on a [0, ``scale``] range.
 
     Lower is better, 0 is best. The matting paper's Table 1 lists errors from 1.64 to 3.35 without saying on which
-    scale. On [0, 1] an error above 1 is impossible, so the table is read with ``scale=255``, the 8-bit scale on which
-    mattes are stored: 1.64 is then a root-mean-square error of 1.3 grey levels, which goes with an IoU of 0.98.
+    scale. On [0, 1] an error above 1 is impossible, so the table is read here with ``scale=255``, the 8-bit scale on
+    which mattes are stored; 1.64 is then a root-mean-square error of 1.3 grey levels. It is a reading, not a fact.
 
     Args:
         pred: Any shape, values in [0, ``value_range``].

@@ -112,14 +112,16 @@ def reparametrise(model: M) -> M:
     Returns:
         A new model with ``config.folded`` true, without adapters and without parameters that are never used.
     """
-    folded = type(model)(dataclasses.replace(model.config, folded=True)).train(model.training)
+    like = next(model.parameters())
+    with like.device:
+        folded = type(model)(dataclasses.replace(model.config, folded=True)).train(model.training).to(like)
     state = {}
     for name, module in model.named_modules():
         if isinstance(module, Block):
             state |= {f"{name}.{key}": value for key, value in module.folded().state_dict().items()}
     state |= {key: value for key, value in model.state_dict().items() if key.startswith("conv_last.")}
     folded.load_state_dict(state)
-    return folded.to(next(model.parameters()))
+    return folded
 
 
 # The 1.5x model is the 2x network, smaller, with a bicubic shrink behind it: its size gives it away.

@@ -1,0 +1,372 @@
+"""VideoMatte240K: clips of people with a foreground and an alpha, as frames or as the original videos.
+
+Layouts that are read, per split (``train`` or ``test``)::
+
+    <root>/<split>/fgr/<clip>/00000.jpg …    <root>/<split>/pha/<clip>/00000.jpg …    frames (jpg or png)
+    <root>/<split>/fgr/<clip>.mp4            <root>/<split>/pha/<clip>.mp4            videos, as published
+    <root>/<split>/bgr/<clip>.png                                                     background (our addition)
+
+The data set: Lin et al., "Real-Time High-Resolution Background Matting", CVPR 2021; 484 clips, 384 of them 4K and
+100 HD. All images here are sRGB codes in [0, 1]; the foreground is straight, not multiplied by alpha.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import patches
+from ..errors import FrameError, I2IError
+from ..patches import Grid
+
+PAGE = "https://grail.cs.washington.edu/projects/background-matting-v2/"
+IMAGES = (".png", ".jpg", ".jpeg")
+VIDEOS = (".mp4", ".mov")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One clip: a sequence of foregrounds with their alphas."""
+
+    name: str
+    fgr: tuple[Path, ...]  # one file a frame, or one video
+    pha: tuple[Path, ...]
+    plate: Path | None  # the background's file, if there is one
+    frames: int
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def frame(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Foreground (3, H, W) and alpha (1, H, W) of one frame, float32, sRGB codes in [0, 1].
+
+        Raises:
+            I2IError: If there is no such frame.
+            FrameError: If a file cannot be decoded, or foreground and alpha differ in size.
+        """
+        if not 0 <= index < self.frames:
+            raise I2IError(f"frame of {self.name}", expected=f"0 to {self.frames - 1}", got=index)
+        if self.fgr[0].suffix.lower() in VIDEOS:
+            fgr, pha = _video(self.fgr[0]).frame(index), _video(self.pha[0]).frame(index)
+        else:
+            fgr, pha = _read(self.fgr[index], "RGB"), _read(self.pha[index], "L")
+        if fgr.shape[:2] != pha.shape[:2]:
+            raise FrameError(
+                f"{self.name} frame {index}", expected=f"an alpha of {fgr.shape[:2]} (height, width)", got=pha.shape[:2]
+            )
+        return _tensor(fgr), _tensor(pha[..., :1])
+
+    @property
+    def background(self) -> torch.Tensor | None:
+        """The plate (3, H, W) float32, sRGB codes in [0, 1]; None where the data set has none."""
+        return None if self.plate is None else _tensor(_read(self.plate, "RGB"))
+
+
+def _tensor(codes: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(codes.transpose(2, 0, 1).copy()).float().div_(255)
+
+
+def _read(path: Path, mode: str) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            codes = np.asarray(image.convert(mode))
+    except OSError as error:
+        raise FrameError(str(path), expected="an image that can be decoded", got=str(error)) from None
+    return codes[..., None] if codes.ndim == 2 else codes
+
+
+def _video_info(path: Path) -> tuple[int, int, int]:
+    """Frames, height and width of a video."""
+    import imageio_ffmpeg
+
+    try:
+        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
+        reader = imageio_ffmpeg.read_frames(str(path))
+        width, height = next(reader)["size"]
+        reader.close()
+    except (OSError, RuntimeError) as error:
+        raise FrameError(str(path), expected="a video that can be decoded", got=str(error).splitlines()[0]) from None
+    return frames, height, width
+
+
+class _Video:
+    """Frames of a video, decoded in order once; going back starts again."""
+
+    def __init__(self, path: Path):
+        self.path, self.at, self.stream, self.codes = path, -1, None, None
+
+    def frame(self, index: int) -> np.ndarray:
+        import imageio_ffmpeg
+
+        if self.stream is None or index < self.at:
+            if self.stream is not None:
+                self.stream.close()
+            self.stream, self.at = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb24"), -1
+            self.width, self.height = next(self.stream)["size"]
+        for self.codes in itertools.islice(self.stream, index - self.at):
+            self.at += 1
+        if self.at < index:
+            raise FrameError(str(self.path), expected=f"at least {index + 1} frames", got=self.at + 1)
+        return np.frombuffer(self.codes, np.uint8).reshape(self.height, self.width, 3)
+
+
+_video = functools.lru_cache(maxsize=4)(_Video)
+
+
+def clips(root: str | Path, split: str = "train") -> list[Clip]:
+    """The clips of a split, sorted by name.
+
+    Raises:
+        I2IError: If a folder is missing or empty, or foregrounds and alphas do not pair up.
+        FrameError: If the first frame of a clip cannot be decoded.
+    """
+    root = Path(root)
+    folder = root / split
+    remedy = (
+        f"Get VideoMatte240K from {PAGE}, or make a small one with i2ilib.datasets.synthetic.write_clip; "
+        f"the layout is {root}/train/fgr/<clip>/00000.png beside {root}/train/pha/<clip>/00000.png."
+    )
+    if not folder.is_dir():
+        splits = sorted(p.parent.name for p in root.glob("*/fgr"))
+        found = "the splits " + ", ".join(splits) if splits else "nothing" if root.exists() else "no such folder"
+        raise I2IError(str(folder), expected="a folder with fgr and pha", got=found, remedy=remedy)
+    for kind in ("fgr", "pha"):
+        if not (folder / kind).is_dir():
+            raise I2IError(str(folder / kind), expected="a folder of clips", got="no such folder", remedy=remedy)
+    entries = {
+        kind: {p.stem if p.is_file() else p.name: p for p in sorted((folder / kind).iterdir()) if _is_clip(p)}
+        for kind in ("fgr", "pha")
+    }
+    if not entries["fgr"]:
+        raise I2IError(str(folder / "fgr"), expected="folders of frames, or videos", got="no clip", remedy=remedy)
+    if odd := sorted(set(entries["fgr"]) ^ set(entries["pha"])):
+        raise I2IError(
+            str(folder),
+            expected="every clip in fgr and in pha",
+            got=f"only one of them for {', '.join(odd[:4])}",
+            remedy="Copy the missing half, or remove the other one.",
+        )
+    return [_clip(folder, name, path, entries["pha"][name]) for name, path in entries["fgr"].items()]
+
+
+def _is_clip(path: Path) -> bool:
+    return not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in VIDEOS)
+
+
+def _clip(folder: Path, name: str, fgr: Path, pha: Path) -> Clip:
+    plate = next((p for s in IMAGES if (p := folder / "bgr" / f"{name}{s}").exists()), None)
+    if fgr.is_file():
+        (n_fgr, height, width), (n_pha, *_) = _video_info(fgr), _video_info(pha)
+        files = ((fgr,), (pha,))
+    else:
+        files = tuple(tuple(sorted(f for f in p.iterdir() if _is_image(f))) for p in (fgr, pha))
+        n_fgr, n_pha = map(len, files)
+        if n_fgr:
+            height, width = _read(files[0][0], "L").shape[:2]
+    if n_fgr != n_pha or not n_fgr:
+        raise I2IError(
+            str(fgr),
+            expected=f"as many foregrounds as alphas, at least one ({pha} has {n_pha})",
+            got=n_fgr,
+            remedy=f"Extract or render the clip again; the data set's page is {PAGE}.",
+        )
+    return Clip(name, *files, plate, n_fgr, height, width)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
+
+
+# --- frames for training -----------------------------------------------------------------------------
+
+
+def composite(fgr: torch.Tensor, pha: torch.Tensor, bgr: torch.Tensor) -> torch.Tensor:
+    """``pha * fgr + (1 - pha) * bgr`` on sRGB codes, as VideoMatte240K is used.
+
+    Args:
+        fgr: (..., 3, H, W) straight foreground, sRGB in [0, 1].
+        pha: (..., 1, H, W) alpha in [0, 1].
+        bgr: (..., 3, H, W) background, sRGB in [0, 1].
+
+    Returns:
+        (..., 3, H, W) sRGB in [0, 1].
+
+    Example:
+        >>> half = torch.full((1, 2, 2), 0.5)
+        >>> composite(torch.ones(3, 2, 2), half, torch.zeros(3, 2, 2)).unique()
+        tensor([0.5000])
+    """
+    if fgr.shape[-2:] != pha.shape[-2:] or fgr.shape[-2:] != bgr.shape[-2:]:
+        raise I2IError(
+            "composite",
+            expected=f"three images of one size, {tuple(fgr.shape[-2:])} (height, width)",
+            got=f"alpha {tuple(pha.shape[-2:])}, background {tuple(bgr.shape[-2:])}",
+            remedy="Resize the background with torch.nn.functional.interpolate.",
+        )
+    return pha * fgr + (1 - pha) * bgr
+
+
+def matting_frame(
+    clip: Clip, index: int, *, mode: Literal["composite", "foreground"] = "composite", bgr: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A training pair: what the network sees, and the alpha it should give.
+
+    Args:
+        clip: From :func:`clips`.
+        index: Frame.
+        mode: ``composite``: the person before a background. ``foreground``: the foreground frame itself, as in
+            Murphy et al., section 3.3.
+        bgr: Background (3, H, W), sRGB in [0, 1]; the clip's own plate when None.
+
+    Returns:
+        source (3, H, W) sRGB in [0, 1], alpha (1, H, W) in [0, 1].
+
+    Raises:
+        I2IError: If the mode is unknown, or a composite is asked for and there is no background.
+    """
+    if mode not in ("composite", "foreground"):
+        raise I2IError("mode", expected="composite or foreground", got=repr(mode))
+    fgr, pha = clip.frame(index)
+    if mode == "foreground":
+        return fgr, pha
+    bgr = clip.background if bgr is None else bgr
+    if bgr is None:
+        raise I2IError(
+            f"clip {clip.name}",
+            expected="a background to composite over",
+            got="none beside the clip",
+            remedy="Pass bgr=, or use mode='foreground' as the paper does.",
+        )
+    return composite(fgr, pha, bgr), pha
+
+
+class Split(NamedTuple):
+    """Frame indices of one clip."""
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def paper_split(frames: int | None = None, *, n_train: int = 57, n_validation: int = 11, n_test: int = 7) -> Split:
+    """Frames for training, validation and testing: the paper's 57, 11 and 7, or as many as these are in proportion.
+
+    The paper does not say which frames it holds out. Neighbouring frames are near-copies, so frames drawn at random
+    would test what was trained on. Here the clip is cut in time, in the order train, validation, test, without a gap:
+    only the frames beside a cut have a neighbour on the other side.
+
+    Args:
+        frames: Frames in the clip; exactly as many as the three numbers ask for when None. A longer clip is sampled
+            evenly, a shorter one is divided in proportion.
+        n_train: Frames for training.
+        n_validation: Frames for validation.
+        n_test: Frames for the test.
+
+    Raises:
+        I2IError: If a part would be empty.
+
+    Example:
+        >>> [len(part) for part in paper_split()], paper_split(frames=32).test
+        ([57, 11, 7], (29, 30, 31))
+    """
+    wanted = (n_train, n_validation, n_test)
+    total = sum(wanted)
+    frames = total if frames is None else frames
+    if min(wanted) < 1 or frames < 3:
+        raise I2IError("paper_split", expected="at least one frame in each part", got=f"{wanted} of {frames} frames")
+    picked = min(frames, total)
+    indices = tuple(int(i) for i in np.linspace(0, frames - 1, picked).round())
+    test = max(1, round(picked * n_test / total))
+    validation = max(1, round(picked * n_validation / total))
+    cut = picked - test - validation
+    return Split(indices[:cut], indices[cut : cut + validation], indices[cut + validation :])
+
+
+class PatchDataset(torch.utils.data.Dataset):
+    """Patches cut on the fly from frames that are held in memory as 8-bit codes.
+
+    Every frame is scaled to the nearest multiple of the patch (section 3.3.1 of the paper) when it is loaded.
+
+    Args:
+        clip: From :func:`clips`, or several clips.
+        indices: Frames to use, of every clip; all when None.
+        patch: Side of a patch, pixels.
+        stride: Distance between patches, pixels; the paper's 64.
+        mode: As in :func:`matting_frame`.
+        bgr: Background (3, H, W) for ``composite`` instead of the clips' own.
+        samples: When given, an epoch holds this many patches at random positions instead of the strided grid.
+        flip: Mirror patches left to right at random.
+        seed: Of positions and mirrors; an item is a function of the seed, the epoch and its index.
+        budget_bytes: Most memory that frames may take; the data set stops with an error rather than swap.
+
+    Items are source (3, patch, patch) and alpha (1, patch, patch), float32, sRGB codes in [0, 1].
+
+    Raises:
+        I2IError: If the frames do not fit in the budget, or there are none.
+    """
+
+    def __init__(
+        self,
+        clip: Clip | Sequence[Clip],
+        indices: Sequence[int] | None = None,
+        *,
+        patch: int = 256,
+        stride: int = 64,
+        mode: Literal["composite", "foreground"] = "composite",
+        bgr: torch.Tensor | None = None,
+        samples: int | None = None,
+        flip: bool = False,
+        seed: int = 0,
+        budget_bytes: int = 4 * 2**30,
+    ):
+        chosen = [clip] if isinstance(clip, Clip) else list(clip)
+        frames = [(c, i) for c in chosen for i in (range(len(c)) if indices is None else indices)]
+        if not frames:
+            raise I2IError("PatchDataset", expected="at least one frame", got="none")
+        sizes = [patches.nearest_multiple(c.height, c.width, patch=patch) for c, _ in frames]
+        self.nbytes = sum(4 * h * w for h, w in sizes)  # three colours and alpha
+        if self.nbytes > budget_bytes:
+            raise I2IError(
+                "PatchDataset",
+                expected=f"frames within budget_bytes={budget_bytes}",
+                got=f"{self.nbytes} bytes for {len(frames)} frames",
+                remedy="Use fewer frames (indices=), or raise the budget.",
+            )
+        self.patch, self.flip, self.seed, self.samples, self.epoch = patch, flip, seed, samples, 0
+        self._frames = [self._load(matting_frame(c, i, mode=mode, bgr=bgr), patch) for c, i in frames]
+        grids = [Grid(*size, patch=patch, stride=stride) for size in sizes]
+        self._where = [(k, at) for k, grid in enumerate(grids) for at in grid.positions]
+
+    @staticmethod
+    def _load(pair: tuple[torch.Tensor, torch.Tensor], patch: int) -> torch.Tensor:
+        """Source and alpha as codes (4, H, W) uint8, scaled to whole patches."""
+        return patches.fit(torch.cat(pair)[None], patch=patch)[0].mul(255).round().to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self._where) if self.samples is None else self.samples
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        if self.samples is None:
+            k, (y, x) = self._where[index]
+        else:
+            k = int(rng.integers(len(self._frames)))
+            _, h, w = self._frames[k].shape
+            y, x = int(rng.integers(h - self.patch + 1)), int(rng.integers(w - self.patch + 1))
+        both = self._frames[k][:, y : y + self.patch, x : x + self.patch]
+        if self.flip and rng.random() < 0.5:
+            both = both.flip(-1)
+        both = both.float().div(255)
+        return both[:3], both[3:]

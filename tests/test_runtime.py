@@ -1,0 +1,178 @@
+"""The ground floor: presets, optional libraries, safe writes, downloads, recorded results."""
+
+import hashlib
+import json
+import subprocess
+import sys
+
+import pytest
+
+from i2ilib import I2IError, IntegrityError, UnavailableError, available, runtime, start
+
+
+def test_import_is_light_and_silent():
+    code = "import sys, i2ilib; print([m for m in ('torch', 'openvino', 'matplotlib', 'skimage') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+@pytest.mark.parametrize("preset", ["smoke", "quick", "full"])
+def test_preset_picks_sizes(monkeypatch, preset):
+    monkeypatch.setenv("I2I_PRESET", preset)
+    sizes = {"smoke": 1, "quick": 2, "full": 3}
+    assert start().pick(**sizes) == sizes[preset]
+
+
+def test_quick_when_unset_and_an_unknown_preset_is_refused(monkeypatch):
+    monkeypatch.delenv("I2I_PRESET", raising=False)
+    assert start().preset == "quick"
+    with pytest.raises(I2IError, match="smoke or quick or full"):
+        start(preset="huge")
+
+
+def test_start_seeds_all_three():
+    import random
+
+    import numpy as np
+    import torch
+
+    def draw():
+        start(7)
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    assert draw() == draw()
+
+
+def test_threads_from_the_environment(monkeypatch):
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("I2I_THREADS", "1")
+    try:
+        assert start().threads == 1
+        monkeypatch.setenv("I2I_THREADS", "many")
+        with pytest.raises(I2IError, match="I2I_THREADS"):
+            start()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_provenance_is_json():
+    about = start(3).describe()
+    assert about["seed"] == 3 and "torch" in about["versions"]
+    json.dumps(about)
+
+
+def test_available_gives_a_reason_either_way():
+    assert available("numpy") and "numpy" in available("numpy").reason
+    for name in ("vart", "pytorch_nndct"):
+        missing = available(name)
+        if not missing:  # in AMD's container they are there
+            assert "container" in missing.reason
+    assert available("cuda").reason
+
+
+def test_a_module_of_the_same_name_is_not_amds(monkeypatch):
+    import types
+
+    monkeypatch.setitem(sys.modules, "xir", types.ModuleType("xir"))
+    assert not available("xir") and "not AMD's" in available("xir").reason
+
+
+def test_a_library_built_for_another_torch_is_unavailable(monkeypatch):
+    def broken(name):
+        raise OSError("undefined symbol: _ZN2at4_ops")
+
+    monkeypatch.setattr(runtime.importlib, "import_module", broken)
+    assert "undefined symbol" in available("pytorch_nndct").reason
+    with pytest.raises(ImportError):
+        runtime.require("tensorrt")
+
+
+def test_torchvision_imports_beside_a_cpu_torch():
+    assert available("torchvision")
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
+    path = tmp_path / "a.json"
+    runtime.write_json(path, {"x": 1})
+    with pytest.raises(RuntimeError), runtime.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert json.loads(path.read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A registry with one file; no test here reaches the network."""
+    content = b"weights"
+    entry = {"url": "https://example.org/w.bin", "sha256": hashlib.sha256(content).hexdigest()}
+    monkeypatch.setattr(runtime, "registry", lambda: {"w.bin": entry})
+    return tmp_path, content, entry
+
+
+def test_registry_is_complete():
+    for name, entry in runtime.registry().items():
+        assert entry["url"].startswith("https://") and len(entry["sha256"]) == 64, name
+        assert entry["licence"] and entry["about"]
+
+
+def test_fetch_uses_a_good_file_and_refuses_a_bad_one(source):
+    folder, content, _ = source
+    (folder / "w.bin").write_bytes(content)
+    assert runtime.fetch("w.bin", folder=folder).read_bytes() == content
+    (folder / "w.bin").write_bytes(b"interrupted")
+    with pytest.raises(IntegrityError, match=r"w\.bin"):
+        runtime.fetch("w.bin", folder=folder)
+    with pytest.raises(I2IError, match=r"one of w\.bin"):
+        runtime.fetch("other", folder=folder)
+
+
+def test_fetch_offline_says_where_to_put_the_file(source, monkeypatch):
+    folder, _, entry = source
+    monkeypatch.setenv("I2I_OFFLINE", "1")
+    with pytest.raises(UnavailableError) as error:
+        runtime.fetch("w.bin", folder=folder)
+    assert entry["url"] in str(error.value) and entry["sha256"] in str(error.value)
+    assert str(folder / "w.bin") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(ConnectionError("no route"), UnavailableError), (ValueError("hash"), IntegrityError)]
+)
+def test_fetch_reports_a_failed_download(source, monkeypatch, raised, expected):
+    import pooch
+
+    def fail(*_, **__):
+        raise raised
+
+    monkeypatch.delenv("I2I_OFFLINE", raising=False)
+    monkeypatch.setattr(pooch, "retrieve", fail)
+    with pytest.raises(expected, match=r"w\.bin"):
+        runtime.fetch("w.bin", folder=source[0])
+
+
+def test_fetch_downloads_and_checks(source, monkeypatch):
+    import pooch
+
+    folder, content, entry = source
+
+    def retrieve(url, known_hash, fname, path, progressbar):
+        assert (url, known_hash) == (entry["url"], entry["sha256"])
+        (path / fname).write_bytes(content)
+
+    monkeypatch.delenv("I2I_OFFLINE", raising=False)
+    monkeypatch.setattr(pooch, "retrieve", retrieve)
+    assert runtime.fetch("w.bin", folder=folder).read_bytes() == content
+
+
+def test_a_smaller_run_does_not_overwrite_a_recorded_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "RESULTS", tmp_path)
+    runtime.record("table", start(preset="full"), {"iou": 0.99})
+    with pytest.raises(I2IError, match="at least as large as full"):
+        runtime.record("table", start(preset="smoke"), {"iou": 0.1})
+    found = runtime.recorded("table")
+    assert found["result"] == {"iou": 0.99} and found["provenance"]["preset"] == "full"
+    with pytest.raises(I2IError, match="table"):
+        runtime.recorded("missing")

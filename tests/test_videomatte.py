@@ -1,0 +1,274 @@
+"""Readers of the VideoMatte240K layouts, the compositing identity, splits and patches."""
+
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from i2ilib.datasets import videomatte
+from i2ilib.datasets.synthetic import ACTORS, background, render_frame, write_clip, write_video
+from i2ilib.datasets.videomatte import Clip, PatchDataset, clips, composite, matting_frame, paper_split
+from i2ilib.errors import FrameError, I2IError
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("videomatte")
+    return write_clip(root, ACTORS[1], frames=4, height=64, width=96, name="0001")
+
+
+@pytest.fixture
+def copy(root, tmp_path):
+    shutil.copytree(root, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def as_video(root, target):
+    """The same clip in the layout of the published files."""
+    (clip,) = clips(root)
+    for kind in (0, 1):
+        folder = target / "train" / ("fgr", "pha")[kind]
+        folder.mkdir(parents=True)
+        frames = (clip.frame(i)[kind].expand(3, -1, -1).mul(255).round().byte() for i in range(len(clip)))
+        write_video(folder / "0001.mp4", (f.permute(1, 2, 0).numpy() for f in frames), fps=24, crf=4)
+
+
+def test_frame_layout(root):
+    (clip,) = clips(root)
+    assert (clip.name, len(clip), clip.height, clip.width) == ("0001", 4, 64, 96)
+    fgr, pha = clip.frame(3)
+    assert fgr.shape == (3, 64, 96) and pha.shape == (1, 64, 96) and fgr.dtype == torch.float32
+    with Image.open(root / "train" / "fgr" / "0001" / "00003.png") as image:
+        assert np.array_equal(fgr.mul(255).round().byte().permute(1, 2, 0), np.asarray(image))
+    assert clip.background.shape == (3, 64, 96)
+
+
+def test_video_layout_reads_the_same_within_the_codec(root, tmp_path):
+    as_video(root, tmp_path)
+    (video,), (frames,) = clips(tmp_path), clips(root)
+    assert (len(video), video.height, video.width) == (len(frames), 64, 96) and video.background is None
+    for i in (0, 2, 1, 1, 3):  # in order, back, and again
+        (fgr, pha), (fgr0, pha0) = video.frame(i), frames.frame(i)
+        assert pha.shape == pha0.shape and (pha - pha0).abs().mean() < 2 / 255
+        assert (fgr - fgr0).abs().mean() < 6 / 255  # colour at half resolution
+    others = [(video.frame(0)[1] - frames.frame(i)[1]).abs().mean() for i in range(4)]
+    assert int(np.argmin(others)) == 0
+
+
+def test_jpeg_frames_without_a_background(root, copy):
+    shutil.rmtree(copy / "train" / "bgr")
+    for kind in ("fgr", "pha"):
+        for path in (copy / "train" / kind / "0001").glob("*.png"):
+            Image.open(path).save(path.with_suffix(".jpg"), quality=97, subsampling=0)
+            path.unlink()
+    (clip,) = clips(copy)
+    assert clip.background is None and len(clip) == 4
+    assert (clip.frame(0)[1] - clips(root)[0].frame(0)[1]).abs().mean() < 2 / 255
+    with pytest.raises(I2IError, match="expected a background.*mode='foreground'"):
+        matting_frame(clip, 0)
+    source, _ = matting_frame(clip, 0, mode="foreground")
+    assert torch.equal(source, clip.frame(0)[0])
+
+
+# --- errors, each with its way out ---------------------------------------------------------------------------
+
+
+def test_missing_root_and_wrong_split_name_the_page(root, tmp_path):
+    with pytest.raises(I2IError, match="no such folder.*background-matting-v2"):
+        clips(tmp_path / "absent")
+    with pytest.raises(I2IError, match="valid.*the splits train"):
+        clips(root, "valid")
+    with pytest.raises(I2IError, match="got nothing"):
+        clips(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["fgr", "pha"])
+def test_missing_kind(copy, kind):
+    shutil.rmtree(copy / "train" / kind)
+    with pytest.raises(I2IError, match=f"{kind}: expected a folder of clips"):
+        clips(copy)
+
+
+def test_no_clip(copy):
+    for kind in ("fgr", "pha"):
+        shutil.rmtree(copy / "train" / kind / "0001")
+    with pytest.raises(I2IError, match="got no clip"):
+        clips(copy)
+
+
+def test_unpaired_clip(copy):
+    shutil.copytree(copy / "train" / "fgr" / "0001", copy / "train" / "fgr" / "0002")
+    with pytest.raises(I2IError, match="only one of them for 0002"):
+        clips(copy)
+
+
+@pytest.mark.parametrize("lost", [["00002"], ["00000", "00001", "00002", "00003"]])
+def test_counts_that_differ(copy, lost):
+    for name in lost:
+        (copy / "train" / "pha" / "0001" / f"{name}.png").unlink()
+    with pytest.raises(I2IError, match=f"pha.* has {4 - len(lost)}.*got 4"):
+        clips(copy)
+
+
+def test_empty_clip(copy):
+    for path in [*(copy / "train" / "fgr" / "0001").iterdir(), *(copy / "train" / "pha" / "0001").iterdir()]:
+        path.unlink()
+    with pytest.raises(I2IError, match="at least one"):
+        clips(copy)
+
+
+def test_unreadable_files(copy, tmp_path):
+    (copy / "train" / "fgr" / "0001" / "00001.png").write_bytes(b"not a picture")
+    (clip,) = clips(copy)
+    with pytest.raises(FrameError, match=r"00001\.png: expected an image"):
+        clip.frame(1)
+    for kind in ("fgr", "pha"):
+        (tmp_path / "v" / "train" / kind).mkdir(parents=True)
+        (tmp_path / "v" / "train" / kind / "a.mp4").write_bytes(b"not a video")
+    with pytest.raises(FrameError, match=r"a\.mp4: expected a video"):
+        clips(tmp_path / "v")
+
+
+def test_sizes_that_differ(copy):
+    path = copy / "train" / "pha" / "0001" / "00002.png"
+    Image.open(path).resize((48, 32)).save(path)
+    with pytest.raises(FrameError, match=r"frame 2: expected an alpha of \(64, 96\).*got \(32, 48\)"):
+        clips(copy)[0].frame(2)
+
+
+def test_frame_out_of_range(root, tmp_path):
+    with pytest.raises(I2IError, match="0 to 3, got 4"):
+        clips(root)[0].frame(4)
+    as_video(root, tmp_path)
+    (clip,) = clips(tmp_path)
+    long = Clip(**{**vars(clip), "frames": 9})  # the container promised more than it holds
+    with pytest.raises(FrameError, match="at least 7 frames, got 4"):
+        long.frame(6)
+
+
+# --- composite ----------------------------------------------------------------------------------------------
+
+
+def test_composite_is_exact_and_recovers_alpha(root):
+    frame, bgr = render_frame(ACTORS[0], 0.4, height=128, width=192), background(ACTORS[0], 128, 192)
+    made = composite(frame.fgr, frame.pha, bgr)
+    expected = frame.pha.numpy() * frame.fgr.numpy() + (1 - frame.pha.numpy()) * bgr.numpy()
+    assert np.array_equal(made, expected)
+    assert torch.equal(made[:, frame.pha[0] == 0], bgr[:, frame.pha[0] == 0])
+    assert torch.equal(made[:, frame.pha[0] == 1], frame.fgr[:, frame.pha[0] == 1])
+    # two composites over known backgrounds give alpha back: Smith and Blinn, "Blue screen matting", 1996
+    black, white = (composite(frame.fgr, frame.pha, torch.full_like(bgr, v)) for v in (0.0, 1.0))
+    torch.testing.assert_close(1 - (white - black), frame.pha.expand(3, -1, -1), atol=1e-6, rtol=0)
+
+
+def test_composite_of_other_sizes():
+    with pytest.raises(I2IError, match=r"\(4, 4\).*background \(4, 5\)"):
+        composite(torch.zeros(3, 4, 4), torch.zeros(1, 4, 4), torch.zeros(3, 4, 5))
+
+
+def test_matting_frame_over_another_photograph(root):
+    (clip,) = clips(root)
+    grey = torch.full((3, 64, 96), 0.5)
+    source, alpha = matting_frame(clip, 0, bgr=grey)
+    assert (source[:, alpha[0] == 0] == 0.5).all()
+    own, _ = matting_frame(clip, 0)
+    assert torch.equal(own[:, alpha[0] == 0], clip.background[:, alpha[0] == 0])
+    with pytest.raises(I2IError, match="composite or foreground"):
+        matting_frame(clip, 0, mode="trimap")
+
+
+# --- splits and patches ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frames", [None, 3, 32, 75, 500])
+def test_split_has_no_frame_twice_and_keeps_time_apart(frames):
+    parts = paper_split(frames)
+    flat = list(itertools.chain(*parts))
+    assert flat == sorted(set(flat)) and all(parts)
+    assert max(flat) < (frames or 75)
+    if frames is None or frames >= 75:
+        assert [len(p) for p in parts] == [57, 11, 7]
+
+
+def test_split_errors():
+    for arguments in ({"frames": 2}, {"n_test": 0}):
+        with pytest.raises(I2IError, match="at least one frame in each part"):
+            paper_split(**arguments)
+
+
+def test_patches_of_the_paper_by_its_own_text(root):
+    """57, 11 and 7 frames scaled to multiples of 256 and cut with a stride of 64: what section 3.3 prescribes."""
+    counts = {}
+    for name, (h, w) in {"HD": (1080, 1920), "4K": (2160, 3840)}.items():
+        h, w = (round(side / 256) * 256 for side in (h, w))
+        counts[name] = [n * ((h - 256) // 64 + 1) * ((w - 256) // 64 + 1) for n in (57, 11, 7)]
+    # the paper prints about 20000, 4000, 2500 and 34000, 6800, 4300; the first three agree within a tenth
+    assert counts == {"HD": [21489, 4147, 2639], "4K": [94221, 18183, 11571]}
+
+
+def test_patch_dataset_is_the_grid_of_the_scaled_frame(root):
+    (clip,) = clips(root)
+    data = PatchDataset(clip, patch=32, stride=16)
+    assert len(data) == 4 * 3 * 5  # 64 x 96 is a multiple of 32
+    source, alpha = data[17]  # frame 1, row 0, column 2
+    whole = matting_frame(clip, 1)
+    torch.testing.assert_close(source, whole[0][:, :32, 32:64], atol=0.5 / 255 + 1e-6, rtol=0)
+    assert torch.equal(alpha, whole[1][:, :32, 32:64])
+    scaled = PatchDataset(clip, [0], patch=40, stride=10)
+    assert len(scaled) == 5 * 5 and scaled.nbytes == 4 * 80 * 80  # 64 x 96 goes to 80 x 80
+    assert scaled[24][0].shape == (3, 40, 40)
+
+
+def test_patch_dataset_default_size_and_foreground_mode(root):
+    (clip,) = clips(root)
+    data = PatchDataset(clip, [2], mode="foreground")
+    assert len(data) == 1 and data[0][0].shape == (3, 256, 256) and data[0][1].shape == (1, 256, 256)
+
+
+def test_random_patches_repeat_by_seed_and_change_by_epoch(root):
+    (clip,) = clips(root)
+    make = lambda **o: PatchDataset([clip, clip], patch=32, samples=40, **o)  # noqa: E731
+    a, b, c = make(seed=1), make(seed=1), make(seed=2)
+    assert len(a) == 40
+    assert all(torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
+    assert sum(torch.equal(x[0], y[0]) for x, y in zip(a, c, strict=True)) < 10
+    first = a[0][0].clone()
+    a.epoch = 1
+    assert not torch.equal(a[0][0], first)
+
+
+def test_flip_mirrors_source_and_alpha_together(root):
+    (clip,) = clips(root)
+    plain, flipped = (PatchDataset(clip, patch=32, stride=32, flip=f) for f in (False, True))
+    turned = 0
+    for (x, a), (y, b) in zip(plain, flipped, strict=True):
+        mirrored = not torch.equal(x, y)
+        turned += mirrored
+        assert torch.equal(b, a.flip(-1) if mirrored else a) and torch.equal(y, x.flip(-1) if mirrored else x)
+    assert 0 < turned < len(plain)
+
+
+def test_patch_dataset_works_in_a_loader(root):
+    loader = torch.utils.data.DataLoader(PatchDataset(clips(root)[0], patch=32, stride=32), batch_size=8)
+    assert [tuple(x.shape) for x, _ in loader] == [(8, 3, 32, 32)] * 3
+
+
+def test_memory_budget_is_kept(root):
+    (clip,) = clips(root)
+    needed = 4 * 4 * 64 * 96
+    data = PatchDataset(clip, patch=32, budget_bytes=needed)
+    held = sum(f.nbytes for f in data._frames)
+    assert held == data.nbytes == needed
+    with pytest.raises(I2IError, match=f"budget_bytes={needed - 1}, got {needed} bytes for 4 frames"):
+        PatchDataset(clip, patch=32, budget_bytes=needed - 1)
+    with pytest.raises(I2IError, match="at least one frame"):
+        PatchDataset(clip, [])
+    with pytest.raises(IndexError):
+        data[len(data)]
+
+
+def test_page_is_the_official_one():
+    assert videomatte.PAGE == "https://grail.cs.washington.edu/projects/background-matting-v2/"
