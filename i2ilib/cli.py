@@ -89,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, default=1500)
     train.add_argument("--batch", type=int, default=4, help="patches a step (default: 4)")
     train.add_argument("--width", type=int, default=16, help="filters of the first convolution (default: 16)")
+    train.add_argument(
+        "--mode",
+        default="composite",
+        choices=["composite", "foreground"],
+        help="composite: over the background plate (default); foreground: the fgr frames alone, as the paper does",
+    )
     train.add_argument("--seed", type=int, default=0)
 
     quantise = command("quantise", _quantise, "Find INT8 fix positions for a model and keep them with its weights.")
@@ -152,24 +158,21 @@ def _matte(options: argparse.Namespace) -> int:
     result = dataclasses.asdict(report) | {"out": str(options.out)}
     text = f"{len(report.written)} written, {len(report.kept)} kept, {len(report.failed)} failed; {options.out}"
     _say(options, result, text)
-    for problem in report.failed.values():
-        print(f"i2i: {problem}", file=sys.stderr)
     return 1 if report.failed else 0
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .train.first_light import train_matting
+    from .runtime import start
+    from .train import MattingConfig, train_matting
 
-    path = train_matting(
-        options.data,
-        options.out,
-        clip=options.clip,
-        steps=options.steps,
-        batch=options.batch,
-        width=options.width,
-        seed=options.seed,
+    run = start(options.seed)
+    names = [field.name for field in dataclasses.fields(MattingConfig)]
+    config = MattingConfig(**{name: getattr(options, name) for name in names if hasattr(options, name)})
+    history = train_matting(
+        options.data, options.out, config, clip=options.clip, device=run.device, progress=not options.json
     )
-    _say(options, {"model": str(path)}, f"weights: {path}")
+    last = {"steps": len(history), "model": str(options.out)} | (history[-1] if history else {})
+    _say(options, last, f"weights: {options.out}")
     return 0
 
 

@@ -197,7 +197,8 @@ def matte_clip(
         raise I2IError("suffix", expected=".png or .tif or .exr", got=repr(suffix))
     premultiply = suffix == ".exr" if premultiply is None else premultiply
     out = Path(out)
-    _claim(out, dataclasses.asdict(options) | {"premultiply": premultiply} | (identity or {}), overwrite)
+    job = {"source": str(clip.path.resolve()), "premultiply": premultiply, **dataclasses.asdict(options)}
+    _claim(out, job | (identity or {}), overwrite)
     targets = {name: (out / "alpha" / f"{name}{suffix}", out / "rgba" / f"{name}{suffix}") for name in clip.names}
     report = ClipReport()
     if not overwrite:

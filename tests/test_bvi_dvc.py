@@ -60,11 +60,11 @@ def test_random_crop_is_aligned(root):
 
 
 def test_errors_name_the_folder_and_the_page(root, tmp_path):
-    with pytest.raises(I2IError, match="frames_HQ: expected a folder of clips, got none.*BVI-DVC"):
+    with pytest.raises(I2IError, match=r"frames_HQ: expected a folder of clips, got none.*BVI-DVC"):
         bvi_dvc.pairs(tmp_path)
-    with pytest.raises(I2IError, match="frames_QF30.*got frames_HQ, frames_QF23"):
+    with pytest.raises(I2IError, match=r"frames_QF30.*got frames_HQ, frames_QF23"):
         bvi_dvc.pairs(root, 30)
-    with pytest.raises(I2IError, match="for clip other, got 0 and 0"):
+    with pytest.raises(I2IError, match=r"for clip other, got 0 and 0"):
         bvi_dvc.pairs(root, clip="other")
 
 
@@ -72,7 +72,7 @@ def test_missing_and_broken_frames(tmp_path):
     bvi_dvc.write_clip(tmp_path, "c", moving(2))
     pair = bvi_dvc.pairs(tmp_path)[0]
     pair.high.write_bytes(b"no")
-    with pytest.raises(FrameError, match="c_001.png: expected an image"):
+    with pytest.raises(FrameError, match=r"c_001.png: expected an image"):
         bvi_dvc.read_pair(pair)
     with pytest.raises(FrameError, match="a size that divides"):
         bvi_dvc.read_pair(bvi_dvc.Pair(low=bvi_dvc.pairs(tmp_path)[1].high, high=bvi_dvc.pairs(tmp_path)[1].low))

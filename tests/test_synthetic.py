@@ -34,17 +34,16 @@ def test_frame_is_a_person_with_soft_hair(frames, actor):
     fgr, pha = frames[actor.name]
     assert fgr.shape == (3, 128, 192) and pha.shape == (1, 128, 192)
     assert fgr.dtype == pha.dtype == torch.float32
-    assert 0 <= fgr.min() and fgr.max() <= 1 and pha.min() == 0 and pha.max() == 1
+    assert fgr.min() >= 0 and fgr.max() <= 1 and pha.min() == 0 and pha.max() == 1
     assert (fgr[:, pha[0] == 0] == 0).all(), "black where nothing is"
     assert 0.15 < pha.mean() < 0.8
     soft = (pha > 0.02) & (pha < 0.98)
     outline = 2 * (128 + 192)  # what a hard edge around the figure would cost at most, two pixels wide
     assert soft.sum() > outline
-    _, regions = ndimage.label((pha[0] > 0.5).numpy())
     sizes = np.bincount(ndimage.label((pha[0] > 0.5).numpy())[0].ravel())[1:]
-    assert regions >= 1 and sizes.max() > 0.95 * sizes.sum(), "one figure"
+    assert sizes.max() > 0.95 * sizes.sum(), "one figure"
     plate = background(actor, **SIZE)
-    assert plate.shape == (3, 128, 192) and 0 <= plate.min() and plate.max() <= 1 and plate.std() > 0.03
+    assert plate.shape == (3, 128, 192) and plate.min() >= 0 and plate.max() <= 1 and plate.std() > 0.03
 
 
 def test_hair_is_finer_than_a_disc_of_three_pixels():
@@ -60,15 +59,16 @@ def test_same_arguments_same_bytes(frames):
     assert torch.equal(other.pha, again.pha) and not torch.equal(other.fgr, again.fgr), "the seed is of the grain"
 
 
-def test_motion_blur_is_the_mean_of_moments_and_softens_the_matte():
-    times = np.arange(0, 1.5, 0.1)
-    moving = max(
-        times, key=lambda t: abs(render_frame(ARM, t, **SIZE).pha - render_frame(ARM, t + 0.05, **SIZE).pha).sum()
-    )
-    fast = dataclasses.replace(ARM, style=ARM.style._replace(strands=300))
-    still, blurred = (render_frame(fast, moving, **SIZE, shutter=s).pha for s in (0, 1 / 8))
-    assert ((blurred > 0.05) & (blurred < 0.95)).sum() > 1.3 * ((still > 0.05) & (still < 0.95)).sum()
-    assert abs(blurred.mean() - still.mean()) < 0.03
+def test_motion_blur_is_the_mean_over_the_exposure():
+    shutter, time = 1 / 12, 0.3  # the hand passes the body and the head turns
+    blurred = render_frame(ARM, time, **SIZE, shutter=shutter)
+    moments = [render_frame(ARM, time + shutter * (k - 4) / 9, **SIZE, shutter=0) for k in range(9)]
+    mean = torch.stack([m.pha for m in moments]).mean(0)
+    colour = torch.stack([m.pha * m.fgr for m in moments]).mean(0)
+    error = [(x - mean).abs().mean() for x in (blurred.pha, moments[4].pha)]
+    assert error[0] < 0.4 * error[1] and error[1] > 0.001
+    error = [(f.pha * f.fgr - colour).abs().mean() for f in (blurred, moments[4])]
+    assert error[0] < 0.8 * error[1]
 
 
 def test_resolution_changes_detail_not_the_picture():
@@ -176,14 +176,15 @@ def test_committed_sample_is_what_the_generator_makes():
 def test_sample_video_shows_the_composite():
     import imageio_ffmpeg
 
-    reader = imageio_ffmpeg.read_frames(str(runtime.DATA / "sample" / "clip.mp4"))
+    exact = ["-sws_flags", "accurate_rnd+full_chroma_int"]
+    reader = imageio_ffmpeg.read_frames(str(runtime.DATA / "sample" / "clip.mp4"), output_params=exact)
     about = next(reader)
-    assert about["size"] == (768, 512) and about["fps"] == 24 and "bt709" in about["pix_fmt"]
+    assert about["size"] == (768, 512) and about["fps"] == 24 and "tv, bt709" in about["pix_fmt"]
     first = np.frombuffer(next(reader), np.uint8).reshape(512, 768, 3)
     reader.close()
     source, _ = videomatte.matting_frame(videomatte.clips(runtime.DATA / "sample")[0], 0)
     error = first.astype(float) - source.permute(1, 2, 0).numpy() * 255
-    assert np.sqrt((error**2).mean()) < 4 and abs(error.mean()) < 0.5
+    assert np.sqrt((error**2).mean()) < 2 and abs(error.mean()) < 0.1
 
 
 def test_written_images_are_8_bit(clip_root):

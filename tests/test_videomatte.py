@@ -12,6 +12,7 @@ from i2ilib.datasets import videomatte
 from i2ilib.datasets.synthetic import ACTORS, background, render_frame, write_clip, write_video
 from i2ilib.datasets.videomatte import Clip, PatchDataset, clips, composite, matting_frame, paper_split
 from i2ilib.errors import FrameError, I2IError
+from i2ilib.patches import Grid, nearest_multiple
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_jpeg_frames_without_a_background(root, copy):
     (clip,) = clips(copy)
     assert clip.background is None and len(clip) == 4
     assert (clip.frame(0)[1] - clips(root)[0].frame(0)[1]).abs().mean() < 2 / 255
-    with pytest.raises(I2IError, match="expected a background.*mode='foreground'"):
+    with pytest.raises(I2IError, match=r"expected a background.*mode='foreground'"):
         matting_frame(clip, 0)
     source, _ = matting_frame(clip, 0, mode="foreground")
     assert torch.equal(source, clip.frame(0)[0])
@@ -77,9 +78,9 @@ def test_jpeg_frames_without_a_background(root, copy):
 
 
 def test_missing_root_and_wrong_split_name_the_page(root, tmp_path):
-    with pytest.raises(I2IError, match="no such folder.*background-matting-v2"):
+    with pytest.raises(I2IError, match=r"no such folder.*background-matting-v2"):
         clips(tmp_path / "absent")
-    with pytest.raises(I2IError, match="valid.*the splits train"):
+    with pytest.raises(I2IError, match=r"valid.*the splits train"):
         clips(root, "valid")
     with pytest.raises(I2IError, match="got nothing"):
         clips(tmp_path)
@@ -199,14 +200,18 @@ def test_split_errors():
             paper_split(**arguments)
 
 
-def test_patches_of_the_paper_by_its_own_text(root):
-    """57, 11 and 7 frames scaled to multiples of 256 and cut with a stride of 64: what section 3.3 prescribes."""
-    counts = {}
-    for name, (h, w) in {"HD": (1080, 1920), "4K": (2160, 3840)}.items():
-        h, w = (round(side / 256) * 256 for side in (h, w))
-        counts[name] = [n * ((h - 256) // 64 + 1) * ((w - 256) // 64 + 1) for n in (57, 11, 7)]
-    # the paper prints about 20000, 4000, 2500 and 34000, 6800, 4300; the first three agree within a tenth
-    assert counts == {"HD": [21489, 4147, 2639], "4K": [94221, 18183, 11571]}
+def test_patch_counts_beside_the_paper():
+    """57, 11 and 7 frames cut with a stride of 64; the paper prints about 20000, 4000 and 2500 for HD."""
+    parts = paper_split()
+
+    def counts(height, width):
+        return [len(part) * len(Grid(height, width, stride=64)) for part in parts]
+
+    assert counts(*nearest_multiple(1080, 1920)) == [21489, 4147, 2639]  # 377 a frame: scaled as section 3.3.1 says
+    whole = [len(part) * ((1080 - 256) // 64 + 1) * ((1920 - 256) // 64 + 1) for part in parts]
+    assert whole == [20007, 3861, 2457]  # 351 a frame: not scaled, the rest cut off
+    assert all(abs(n / printed - 1) < 0.04 for n, printed in zip(whole, (20000, 4000, 2500), strict=True))
+    assert counts(*nearest_multiple(2160, 3840)) == [94221, 18183, 11571]  # the paper: 34000, 6800 and 4300
 
 
 def test_patch_dataset_is_the_grid_of_the_scaled_frame(root):
@@ -230,8 +235,7 @@ def test_patch_dataset_default_size_and_foreground_mode(root):
 
 def test_random_patches_repeat_by_seed_and_change_by_epoch(root):
     (clip,) = clips(root)
-    make = lambda **o: PatchDataset([clip, clip], patch=32, samples=40, **o)  # noqa: E731
-    a, b, c = make(seed=1), make(seed=1), make(seed=2)
+    a, b, c = (PatchDataset([clip, clip], patch=32, samples=40, seed=seed) for seed in (1, 1, 2))
     assert len(a) == 40
     assert all(torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
     assert sum(torch.equal(x[0], y[0]) for x, y in zip(a, c, strict=True)) < 10
@@ -259,11 +263,11 @@ def test_patch_dataset_works_in_a_loader(root):
 def test_memory_budget_is_kept(root):
     (clip,) = clips(root)
     needed = 4 * 4 * 64 * 96
-    data = PatchDataset(clip, patch=32, budget_bytes=needed)
+    data = PatchDataset(clip, patch=32, stride=32, budget_bytes=needed)
     held = sum(f.nbytes for f in data._frames)
     assert held == data.nbytes == needed
     with pytest.raises(I2IError, match=f"budget_bytes={needed - 1}, got {needed} bytes for 4 frames"):
-        PatchDataset(clip, patch=32, budget_bytes=needed - 1)
+        PatchDataset(clip, patch=32, stride=32, budget_bytes=needed - 1)
     with pytest.raises(I2IError, match="at least one frame"):
         PatchDataset(clip, [])
     with pytest.raises(IndexError):

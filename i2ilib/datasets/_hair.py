@@ -164,7 +164,7 @@ def shade(points: np.ndarray, strands: Strands, light: Light, centre: np.ndarray
 
 def draw(
     xy: np.ndarray, values: np.ndarray, layer: np.ndarray, width: np.ndarray, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw strands into two layers as optical depth, independent of their order.
 
     Each strand is sampled about once a pixel and shared bilinearly between four pixels. Coverage is
@@ -178,7 +178,7 @@ def draw(
         shape: Height and width of the layers.
 
     Returns:
-        tau (2, H, W) float32, values (2, H, W, k) float32 averaged by weight (0 where nothing was drawn).
+        tau (2, H, W) float32; flat indices (M,) of the pixels drawn; values (M, k) float32 there, averaged by weight.
     """
     h, w = shape
     length = np.linalg.norm(np.diff(xy, axis=1), axis=2)
@@ -203,5 +203,8 @@ def draw(
     share = np.stack([(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy], 1)
     columns = np.arange(0, 4 * len(base) + 1, 4, dtype=np.int32)
     splat = sparse.csc_array((share.ravel(), index.ravel(), columns), shape=(2 * h * w, len(base)))
-    total = (splat @ carried).reshape(2, h, w, -1)
-    return total[..., 0], total[..., 2:] / np.maximum(total[..., 1:2], 1e-9)
+    total = splat @ carried
+    tau = np.ascontiguousarray(total[:, 0])
+    drawn = np.flatnonzero(tau > 1e-4)
+    total = total[drawn]
+    return tau.reshape(2, h, w), drawn, total[:, 2:] / total[:, 1:2]

@@ -31,6 +31,9 @@ def _light(actor: Actor) -> hair.Light:
     )
 
 
+_Window = tuple[slice, slice]  # rows and columns of the canvas
+
+
 class _View(NamedTuple):
     """Figure coordinates on a pixel grid."""
 
@@ -42,23 +45,36 @@ class _View(NamedTuple):
         y, x = np.mgrid[0 : self.shape[0], 0 : self.shape[1]].astype(np.float32)
         return (x - self.origin.real) / self.scale, (y - self.origin.imag) / self.scale
 
+    def window(self, low: complex, high: complex, margin: int) -> _Window | None:
+        """The pixels of a box in figure coordinates and a margin; None where it is not on the canvas."""
+        a, b = complex(low) * self.scale + self.origin, complex(high) * self.scale + self.origin
+        h, w = self.shape
+        ys = slice(max(0, int(a.imag) - margin), min(h, int(b.imag) + margin + 1))
+        xs = slice(max(0, int(a.real) - margin), min(w, int(b.real) + margin + 1))
+        return (ys, xs) if ys.stop - ys.start > 1 and xs.stop - xs.start > 1 else None
+
+    def cut(self, window: _Window) -> _View:
+        ys, xs = window
+        origin = self.origin - complex(xs.start, ys.start)
+        return _View(self.scale, origin, (ys.stop - ys.start, xs.stop - xs.start))
+
     def coarse(self, step: int) -> _View:
         h, w = self.shape
         origin = (self.origin - (step - 1) / 2 * (1 + 1j)) / step
         return _View(self.scale / step, origin, (-(-h // step), -(-w // step)))
 
 
-class _Body(NamedTuple):
-    """The body's surfaces in one pose."""
-
-    neck: figure.Surface
-    trunk: figure.Surface
-    head: figure.Surface
-    sleeve: figure.Surface
-    hand: figure.Surface
+PARTS = ("trunk", "head", "arm")
 
 
-def _body(actor: Actor, p: Pose, x: np.ndarray, y: np.ndarray) -> _Body:
+def _surfaces(part: str, actor: Actor, p: Pose, x: np.ndarray, y: np.ndarray) -> tuple[figure.Surface, ...]:
+    """A part's surfaces in one pose: neck and trunk, head, or sleeve and hand."""
+    if part == "head":
+        hx, hy = x - np.float32(p.head_at.real), y - np.float32(p.head_at.imag)
+        return (figure.head(hx, hy, p.head_turn, actor.build),)
+    if part == "arm":
+        elbow, wrist = np.array([p.elbow.real, p.elbow.imag, 0.15]), np.array([p.wrist.real, p.wrist.imag, 0.75])
+        return figure.forearm(x, y, elbow, wrist, float(p.hand_turn), 0.10, actor.build)
     wide = 1.0 + 0.16 * actor.build
     lx, ly = local(p, x, y)
     neck, trunk = figure.torso(lx, ly, actor.build, actor.bust)
@@ -66,57 +82,67 @@ def _body(actor: Actor, p: Pose, x: np.ndarray, y: np.ndarray) -> _Body:
     shoulder = np.array([1.22 * wide, 1.78, -0.15])
     left = figure.arm_upper(lx, ly, shoulder * [-1, 1, 1], np.array([-1.22 * wide - 0.32, 3.6, -0.2]), actor.build)
     right = figure.arm_upper(lx, ly, shoulder, np.array([elbow.real, elbow.imag, 0.05]), actor.build)
-    trunk = figure.melt(trunk, (left, 0.16), (right, 0.16))
-    hx, hy = x - np.float32(p.head_at.real), y - np.float32(p.head_at.imag)
-    head = figure.head(hx, hy, p.head_turn, actor.build)
-    sleeve, hand = figure.forearm(
-        x, y, np.array([p.elbow.real, p.elbow.imag, 0.15]), np.array([p.wrist.real, p.wrist.imag, 0.75]),
-        float(p.hand_turn), 0.10, actor.build,
-    )  # fmt: skip
-    return _Body(neck, trunk, head, sleeve, hand)
+    return neck, figure.melt(trunk, (left, 0.16), (right, 0.16))
+
+
+def _box(part: str, p: Pose) -> tuple[complex, complex]:
+    """Corners of a part's box in figure coordinates."""
+    if part == "head":
+        return p.head_at - (1.05 + 1.2j), p.head_at + (1.05 + 1.2j)
+    if part == "arm":
+        x, y = zip(*((complex(q).real, complex(q).imag) for q in (p.elbow, p.wrist)), strict=True)
+        reach = 1.05  # a hand beyond the wrist
+        return complex(min(x) - reach, min(y) - reach), complex(max(x) + reach, max(y) + reach)
+    return complex(-9, p.head_at.imag + 0.35), complex(9, 9)
 
 
 def _visible(surface: figure.Surface) -> np.ndarray:
     return np.where(surface.inside > 0, surface.z, figure.FAR)
 
 
-def _resize(a: np.ndarray, shape: tuple[int, int], step: int) -> np.ndarray:
-    if step == 1:
-        return a
-    y = (np.arange(shape[0], dtype=np.float32) - (step - 1) / 2) / step
-    x = (np.arange(shape[1], dtype=np.float32) - (step - 1) / 2) / step
-    t = torch.from_numpy(a.astype(np.float32))[None, None]
-    gy = torch.from_numpy((y * 2 / max(a.shape[0] - 1, 1) - 1).astype(np.float32))
-    gx = torch.from_numpy((x * 2 / max(a.shape[1] - 1, 1) - 1).astype(np.float32))
+def _resize(a: np.ndarray, window: _Window, step: int) -> np.ndarray:
+    """A window of a coarse field, brought to full resolution."""
+    ys, xs = window
+    y = ((np.arange(ys.start, ys.stop, dtype=np.float32)) - (step - 1) / 2) / step
+    x = ((np.arange(xs.start, xs.stop, dtype=np.float32)) - (step - 1) / 2) / step
+    gy, gx = (torch.from_numpy(v * np.float32(2 / max(n - 1, 1)) - 1) for v, n in zip((y, x), a.shape, strict=True))
     grid = torch.stack(torch.meshgrid(gy, gx, indexing="ij")[::-1], -1)[None]
-    return torch.nn.functional.grid_sample(t, grid, padding_mode="border", align_corners=True)[0, 0].numpy()
+    field = torch.from_numpy(a.astype(np.float32))[None, None]
+    return torch.nn.functional.grid_sample(field, grid, padding_mode="border", align_corners=True)[0, 0].numpy()
 
 
-def _layers(actor: Actor, p: Pose, view: _View, light: hair.Light, hair_tau: np.ndarray, blink: float) -> dict:
-    """The body's layers at mid-shutter: name → premultiplied sRGB codes and coverage, (4, H, W) float32."""
-    x, y = view.grid()
+def _layers(
+    actor: Actor, p: Pose, view: _View, light: hair.Light, hair_tau: np.ndarray, blink: float, margin: int
+) -> dict[str, tuple[_Window, torch.Tensor]]:
+    """The body's layers at mid-shutter: where on the canvas, and premultiplied sRGB codes with coverage (4, h, w)."""
     step = max(1, round(view.scale / 45))
     low = view.coarse(step)
-    coarse, fine = _body(actor, p, *low.grid()), _body(actor, p, x, y)
-    parts = {"trunk": ("neck", "trunk"), "head": ("head",), "arm": ("sleeve", "hand")}
-    scene = np.maximum.reduce([_visible(s) for s in coarse])
-    tau = ndimage.gaussian_filter(hair_tau, 0.05 * view.scale)[::step, ::step]
+    grid = low.grid()
+    coarse = {part: _surfaces(part, actor, p, *grid) for part in PARTS}
+    scene = np.maximum.reduce([_visible(s) for surfaces in coarse.values() for s in surfaces])
+    tau = ndimage.gaussian_filter(hair_tau[::step, ::step], 0.05 * low.scale)
     shade = np.exp(-0.9 * np.clip(tau, 0, 2))
     lx, ly = round(0.10 * low.scale * light.key_dir[0]), round(0.12 * low.scale * light.key_dir[1])
     shade = ndimage.shift(shade, (-ly, -lx), order=0, mode="nearest")  # hair throws its shadow away from the key
 
     out = {}
-    for name, members in parts.items():
-        surfaces = [getattr(fine, m) for m in members]
-        z_low = np.maximum.reduce([getattr(coarse, m).z for m in members])
+    for part in PARTS:
+        window = view.window(*_box(part, p), margin)
+        if window is None:
+            continue
+        sub = view.cut(window)
+        x, y = sub.grid()
+        z_low = np.maximum.reduce([s.z for s in coarse[part]])
         key = figure.shadow(z_low, scene, light.key_dir, low.scale)
         ao = paint.occlusion(z_low, scene, low.scale)
-        if name != "arm":
+        if part != "arm":
             key, ao = key * shade, ao * (0.45 + 0.55 * shade)
-        key, ao = _resize(key, view.shape, step), _resize(ao, view.shape, step)
-        shade_part = getattr(paint, f"shade_{name}")
-        colour, alpha = shade_part(paint.Site(actor, p, light, view.scale, x, y, key, ao, blink), surfaces)
-        out[name] = np.concatenate([paint.encode(colour) * alpha, alpha[None]]).astype(np.float32)
+        site = paint.Site(
+            actor, p, light, view.scale, x, y, _resize(key, window, step), _resize(ao, window, step), blink
+        )
+        colour, alpha = getattr(paint, f"shade_{part}")(site, _surfaces(part, actor, p, x, y))
+        image = np.concatenate([paint.encode(colour) * alpha, alpha[None]]).astype(np.float32)
+        out[part] = (window, torch.from_numpy(image))
     return out
 
 
@@ -131,8 +157,9 @@ def _warp(layer: torch.Tensor, turn: complex, shift: complex, pivot: complex) ->
     return torch.nn.functional.grid_sample(layer[None], grid, align_corners=True)[0]
 
 
-def _over(below: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-    return layer + below * (1 - layer[3:])
+def _over(below: torch.Tensor, layer: torch.Tensor) -> None:
+    """Put a premultiplied layer over an image, in place."""
+    below.mul_(1 - layer[3:]).add_(layer)
 
 
 def _hair_layers(
@@ -153,25 +180,22 @@ def _hair_layers(
     # in front where it lies over the head, or over the chest
     before = np.where(points[..., 1] < centre[1] + 1.0, z > -0.22, z > 0.02)
     width = 0.0062 * strands.width * view.scale
-    taus, values = hair.draw(xy, np.concatenate([z[..., None], lit], -1), before, width, view.shape)
+    tau, drawn, value = hair.draw(xy, np.concatenate([z[..., None], lit], -1), before, width, view.shape)
     base = paint.linear(actor.hair)
     mix = np.stack([
         light.key * base * 1.25, (0.10 + 0.6 * base) * light.key * 0.55, (0.08 + 0.9 * base) * light.rim * 0.7,
         1.1 * light.sky * base,
     ]).astype(np.float32)  # fmt: skip
-    out = []
-    for tau, value, front in zip(taus, values, (False, True), strict=True):
-        image = np.zeros((4, tau.size), np.float32)
-        drawn = np.flatnonzero(tau > 1e-4)
-        depth = tau.ravel()[drawn]
-        colour = value.reshape(tau.size, -1)[drawn] @ mix
-        if not front:  # less light reaches the hair behind
-            colour *= 0.55 + 0.45 * np.exp(-0.25 * depth)[:, None]
-        image[3, drawn] = alpha = 1 - np.exp(-depth)
-        for plane, codes in zip(image, paint.encode(colour.T), strict=False):
-            plane[drawn] = codes * alpha
-        out.append(image.reshape(4, *view.shape))
-    return out[0], out[1], taus[1], lit
+    depth = tau.ravel()[drawn]
+    colour = value @ mix
+    behind = drawn < tau[0].size
+    colour *= np.where(behind, 0.55 + 0.45 * np.exp(-0.25 * depth), 1)[:, None]  # less light reaches the hair behind
+    alpha = 1 - np.exp(-depth)
+    image = np.zeros((4, tau.size), np.float32)
+    for plane, codes in zip(image, (*paint.encode(colour.T), np.ones_like(alpha)), strict=True):
+        plane[drawn] = codes * alpha
+    back, front = image.reshape(4, 2, *view.shape).swapaxes(0, 1)
+    return back, front, tau[1], lit
 
 
 def render(actor: Actor, time: float, height: int, width: int, shutter: float) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +218,7 @@ def render(actor: Actor, time: float, height: int, width: int, shutter: float) -
     blink = float(np.exp(-((((time + actor.phase + 0.9) % 2.7 - 1.35) / 0.07) ** 2)))
     mid_hair = _hair_layers(actor, time, view, light)
     drawn, hair_at = mid_hair, (hair_count - 1) // 2  # the hair of which part of the exposure
-    body = {k: torch.from_numpy(v) for k, v in _layers(actor, p, view, light, mid_hair[2], blink).items()}
+    body = _layers(actor, p, view, light, mid_hair[2], blink, pad)
 
     def pixel(q: complex) -> complex:
         return complex(q) * scale + origin
@@ -220,10 +244,17 @@ def render(actor: Actor, time: float, height: int, width: int, shutter: float) -
                 "head": (np.exp(1j * (q.head_roll - p.head_roll)), head_move * scale, pixel(p.head_at)),
                 "arm": (arm_turn / abs(arm_turn), (q.elbow - p.elbow) * scale, pixel(p.elbow)),
             }
-            layers = {name: _warp(body[name], *(complex(m) for m in move)) for name, move in moves.items()}
-        image = torch.from_numpy(back)
-        for layer in (layers["trunk"], layers["head"], torch.from_numpy(front), layers["arm"]):
-            image = _over(image, layer)
+            layers = {}
+            for part, (window, layer) in body.items():
+                turn, shift, pivot = (complex(m) for m in moves[part])
+                layers[part] = (window, _warp(layer, turn, shift, pivot - complex(window[1].start, window[0].start)))
+        image = torch.from_numpy(back).clone()
+        for part in PARTS:
+            if part == "arm":
+                _over(image, torch.from_numpy(front))
+            if part in layers:
+                (ys, xs), layer = layers[part]
+                _over(image[:, ys, xs], layer)
         total += image
     whole = np.zeros((4, height, width), np.float32)
     first, last = max(left, 0), min(right, width)

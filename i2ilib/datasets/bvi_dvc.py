@@ -160,10 +160,18 @@ def write_clip(
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
     with tempfile.TemporaryDirectory() as folder:
         coded = f"{folder}/clip.mp4"
-        scaled = f"scale={size[2] // scale}:{size[1] // scale}:flags=bicubic:out_color_matrix=bt709:out_range=tv"
+        small = f"{size[2] // scale}:{size[1] // scale}"
+        scaled = f"scale={small}:flags=bicubic+accurate_rnd:out_color_matrix=bt709:out_range=tv"
         source = ["-framerate", str(fps), "-i", str(high / f"{name}_%03d.png")]
         x265 = ["-c:v", "libx265", "-crf", str(crf), "-pix_fmt", "yuv420p", "-x265-params", "log-level=none:pools=1"]
-        back = ["-vf", "scale=in_color_matrix=bt709:in_range=tv", "-pix_fmt", "rgb24", "-fps_mode", "passthrough"]
+        back = [
+            "-vf",
+            "scale=in_color_matrix=bt709:in_range=tv:flags=accurate_rnd+full_chroma_int",
+            "-pix_fmt",
+            "rgb24",
+            "-fps_mode",
+            "passthrough",
+        ]
         for command in (
             [*ffmpeg, *source, "-vf", scaled, *x265, "-colorspace", "bt709", "-color_range", "tv", coded],
             [*ffmpeg, "-i", coded, *back, str(low / f"{name}_%03d.png")],

@@ -281,11 +281,12 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float, c
 
     frames = iter(frames)
     first = next(frames)
-    options = (
-        f"-crf {crf} -preset slow -threads 1 -vf scale=out_color_matrix=bt709:out_range=tv -color_range tv "
-        "-colorspace bt709 -color_primaries bt709 -color_trc bt709 -movflags +faststart "
-        "-fflags +bitexact -flags:v +bitexact"  # no version of the encoder in the file
+    filters = (
+        "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_inp+bicubic,"
+        "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
     )
+    options = f"-crf {crf} -preset slow -threads 1 -vf {filters} -movflags +faststart "
+    options += "-fflags +bitexact -flags:v +bitexact"  # no version of the encoder in the file
     with runtime.atomic_path(path) as temporary:
         writer = imageio_ffmpeg.write_frames(
             str(temporary),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -111,12 +110,15 @@ class _Video:
         if self.stream is None or index < self.at:
             if self.stream is not None:
                 self.stream.close()
-            self.stream, self.at = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb24"), -1
+            exact = ["-sws_flags", "accurate_rnd+full_chroma_int"]  # the default is off by one code on average
+            self.stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb24", output_params=exact)
+            self.at = -1
             self.width, self.height = next(self.stream)["size"]
-        for self.codes in itertools.islice(self.stream, index - self.at):
-            self.at += 1
-        if self.at < index:
-            raise FrameError(str(self.path), expected=f"at least {index + 1} frames", got=self.at + 1)
+        while self.at < index:
+            codes = next(self.stream, None)
+            if codes is None:
+                raise FrameError(str(self.path), expected=f"at least {index + 1} frames", got=self.at + 1)
+            self.at, self.codes = self.at + 1, codes
         return np.frombuffer(self.codes, np.uint8).reshape(self.height, self.width, 3)
 
 
@@ -344,8 +346,10 @@ class PatchDataset(torch.utils.data.Dataset):
             )
         self.patch, self.flip, self.seed, self.samples, self.epoch = patch, flip, seed, samples, 0
         self._frames = [self._load(matting_frame(c, i, mode=mode, bgr=bgr), patch) for c, i in frames]
-        grids = [Grid(*size, patch=patch, stride=stride) for size in sizes]
-        self._where = [(k, at) for k, grid in enumerate(grids) for at in grid.positions]
+        self._where = []
+        if samples is None:
+            grids = [Grid(*size, patch=patch, stride=stride) for size in sizes]
+            self._where = [(k, at) for k, grid in enumerate(grids) for at in grid.positions]
 
     @staticmethod
     def _load(pair: tuple[torch.Tensor, torch.Tensor], patch: int) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Runner(Protocol):
         """
 
     def describe(self) -> dict[str, object]:
-        """What ran where: ``target``, ``device``, ``precision``, ``versions``, ``origin`` ("measured" or "modelled")."""
+        """What ran where: ``target``, ``device``, ``precision``, ``versions``, ``origin`` (measured or modelled)."""
 
     def __enter__(self) -> Runner: ...
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import colour
+from .. import colour, models, patches
+from ..datasets import videomatte
 from ..errors import I2IError
 from ..models import Discriminator, Generator
+from .loop import fit
 
-Sampler = Callable[[torch.Generator], tuple[torch.Tensor, torch.Tensor]]
+Batches = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,8 @@ class MattingConfig:
     adversarial_weight: float = 1.0  # 0 trains on L1 alone
     decay_from: float = 0.5  # share of the steps after which the learning rate falls linearly to zero
     steps: int = 1000  # in all; sets the decay
+    batch: int = 4  # patches a step; the paper's is 1
+    mode: str = "composite"  # the figure before a background; "foreground" is what the paper feeds
     precision: str = "bf16"  # of the convolutions: "bf16" or "float32"; weights and losses stay float32
     seed: int = 0
 
@@ -42,17 +48,17 @@ class MattingConfig:
 
 
 class MattingTask:
-    """Trains a generator, and a discriminator beside it, on patches that ``sample`` draws.
+    """Trains a generator, and a discriminator beside it.
 
     Args:
         config: Sizes and rates.
-        sample: Draws a batch with the given random generator: source (N, 3, H, W) and alpha (N, 1, H, W), float32
-            in [0, 1], sRGB and coverage.
+        batches: Gives the batch of a step by its index: source (N, 3, H, W) and alpha (N, 1, H, W), float32 in
+            [0, 1], sRGB and coverage.
         device: Where to train.
     """
 
-    def __init__(self, config: MattingConfig, sample: Sampler, *, device: str = "cpu"):
-        self.options, self.sample, self.device = config, sample, torch.device(device)
+    def __init__(self, config: MattingConfig, batches: Batches, *, device: str = "cpu"):
+        self.options, self.batches, self.device = config, batches, torch.device(device)
         self.config = dataclasses.asdict(config)
         torch.manual_seed(config.seed)
         generator = Generator(out_channels=1, width=config.width, order=config.order, dropout=config.dropout)
@@ -73,9 +79,8 @@ class MattingTask:
     def step(self, index: int) -> dict[str, float]:
         """One step of the discriminator, then one of the generator, as pix2pix alternates them."""
         config = self.options
-        random = torch.Generator().manual_seed(config.seed * 1_000_003 + index)
-        torch.manual_seed(config.seed * 1_000_003 + index)  # for dropout
-        source, alpha = (x.to(self.device, memory_format=torch.channels_last) for x in self.sample(random))
+        torch.manual_seed(config.seed * 1_000_003 + index)  # for dropout: a resumed run draws the same
+        source, alpha = (x.to(self.device, memory_format=torch.channels_last) for x in self.batches(index))
         source = colour.to_fixed(source, config.q_in)
         target = colour.to_fixed(alpha, 1)
         self._set_rate(index)
@@ -94,7 +99,7 @@ class MattingTask:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # also reaches the discriminator, whose gradients are cleared before its next step
         optimiser.step()
-        return {name: float(value) for name, value in (losses | {"l1": l1}).items()}
+        return {name: float(value.detach()) for name, value in (losses | {"l1": l1}).items()}
 
     def _train_discriminator(self, source: torch.Tensor, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         optimiser = self.optimisers["discriminator"]
@@ -115,3 +120,71 @@ class MattingTask:
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * share
+
+
+def clip_batches(
+    clip: videomatte.Clip, indices: Sequence[int], config: MattingConfig, *, patch: int = patches.PATCH
+) -> Batches:
+    """The batches of every step: patches at random places of the given frames, mirrored half of the time.
+
+    A batch depends on the seed and the step alone.
+
+    Args:
+        clip: From :func:`i2ilib.datasets.videomatte.clips`.
+        indices: The training frames.
+        config: Batch, mode, steps and seed.
+        patch: Side of a patch, pixels.
+    """
+    count = config.batch
+    drawn = videomatte.PatchDataset(
+        clip, indices, patch=patch, mode=config.mode, samples=config.steps * count, flip=True, seed=config.seed
+    )
+
+    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = [drawn[step * count + i] for i in range(count)]
+        return torch.stack([source for source, _ in pairs]), torch.stack([alpha for _, alpha in pairs])
+
+    return batch
+
+
+def train_matting(
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    config: MattingConfig | None = None,
+    *,
+    clip: str | None = None,
+    device: str = "cpu",
+    progress: bool = True,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+) -> list[dict[str, float]]:
+    """Train a generator on one clip, as the paper does for each of its users, and keep it.
+
+    An interrupted training goes on from its checkpoint in the folder named like ``out`` without suffix.
+
+    Args:
+        data: Folder in the VideoMatte240K layout.
+        out: The ``.safetensors`` file to write.
+        config: Sizes, losses and rates.
+        clip: Name of the clip; the first by default.
+        device: Where to train.
+        progress: Show a bar.
+        on_step: As in :func:`i2ilib.train.fit`.
+
+    Returns:
+        The losses of every step.
+
+    Raises:
+        I2IError: If there is no such clip.
+        IntegrityError: If the checkpoint there belongs to another configuration or is damaged.
+    """
+    config, out = config or MattingConfig(), Path(out)
+    found = {c.name: c for c in videomatte.clips(data, "train")}
+    if clip is not None and clip not in found:
+        raise I2IError("clip", expected=" or ".join(found), got=repr(clip))
+    chosen = found[clip] if clip is not None else next(iter(found.values()))
+    split = videomatte.paper_split(len(chosen))
+    task = MattingTask(config, clip_batches(chosen, split.train, config), device=device)
+    history = fit(task, steps=config.steps, folder=out.with_suffix(""), progress=progress, on_step=on_step)
+    trained = {"clip": chosen.name, "frames": list(split.train), **task.config}
+    models.save(out, task.generator, task="matting", colour="srgb", q_in=config.q_in, trained=trained)
+    return history
