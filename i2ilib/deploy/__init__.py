@@ -10,9 +10,10 @@ import torch
 
 from ..errors import I2IError
 from ..runtime import Availability, available
+from .bench import bench
 from .runner import Runner, verify
 
-__all__ = ["BACKENDS", "Runner", "backends", "open_runner", "verify"]
+__all__ = ["BACKENDS", "Runner", "backends", "bench", "open_runner", "verify"]
 
 # backend: (library or device it needs, where it is documented to the reader)
 BACKENDS = {

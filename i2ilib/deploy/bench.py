@@ -1,0 +1,48 @@
+"""Timing of runners: the same measurement for every target, taken in turns so that a busy moment hits all alike."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from .runner import Runner
+
+
+def bench(runners: dict[str, Runner], batch: torch.Tensor, *, n: int = 20, progress: bool = False) -> dict[str, dict]:
+    """Time a batch on several runners, round after round, one after the other.
+
+    Args:
+        runners: By name; each is prepared for the batch and warmed up first.
+        batch: (N, C, H, W) float32, the same for all.
+        n: Rounds.
+        progress: Show a bar over the rounds.
+
+    Returns:
+        By name: ``ms_per_patch`` (median), ``p5`` and ``p95`` (ms per patch), ``patches_per_s`` (of the median),
+        ``n``, ``batch``, and what the runner says of itself.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for runner in runners.values():
+        runner.prepare(tuple(batch.shape))
+        runner.run(batch)
+    for _ in tqdm(range(n), desc="time", unit="round", disable=not progress):
+        for name, runner in runners.items():
+            began = time.perf_counter()
+            runner.run(batch)
+            times[name].append((time.perf_counter() - began) * 1e3 / len(batch))
+    result = {}
+    for name, values in times.items():
+        low, median, high = np.percentile(values, [5, 50, 95])
+        result[name] = {
+            "ms_per_patch": float(median),
+            "p5": float(low),
+            "p95": float(high),
+            "patches_per_s": 1e3 / float(median),
+            "n": n,
+            "batch": len(batch),
+            **runners[name].describe(),
+        }
+    return result
