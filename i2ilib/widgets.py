@@ -42,7 +42,7 @@ def fixed_point_view(
         image_srgb: (3, H, W) or (1, 3, H, W), floating point, [0, 1].
         q_in: Power of two, 1 to 128.
         q_out: Power of two, 1 to 128.
-        fix_position: Bits after the binary point of both codes, 0 to 7.
+        fix_position: Bits after the binary point of both codes, -7 to 7.
         exposure: Photographic stops added in linear light before the mapping; above 0 pushes highlights past 1, so
             that codes saturate.
 
@@ -57,8 +57,8 @@ def fixed_point_view(
             expected="a floating-point (3, H, W) or (1, 3, H, W) of at least 12 x 12 pixels",
             got=f"{tuple(image_srgb.shape)} {image_srgb.dtype}",
         )
-    if fix_position not in range(8):
-        raise I2IError("fix_position", expected="0 to 7", got=fix_position)
+    if fix_position not in range(-7, 8):
+        raise I2IError("fix_position", expected="-7 to 7", got=fix_position)
     zoom = _smoothest(image)
     if exposure:
         image = colour.linear_to_srgb(colour.srgb_to_linear(image) * 2.0**exposure)
@@ -111,7 +111,7 @@ class FixedPointExplorer(ipw.VBox):
         self.image = image
         self.q_in = ipw.SelectionSlider(options=powers, value=64, description="q_i (input)", **wide)
         self.q_out = ipw.SelectionSlider(options=powers, value=64, description="q_o (output)", **wide)
-        self.fix_position = ipw.IntSlider(min=0, max=7, value=0, description="fix position", **wide)
+        self.fix_position = ipw.IntSlider(min=-1, max=7, value=0, description="fix position", **wide)
         self.exposure = ipw.FloatSlider(min=-2, max=2, step=0.5, value=0, description="exposure, stops", **wide)
         self.picture = ipw.Image(format="png", layout={"max_width": "100%"})
         self.view: FixedPointView | None = None

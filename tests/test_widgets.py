@@ -16,7 +16,7 @@ def photo():
     return torch.from_numpy(data.rocket()[::4, ::4].copy()).permute(2, 0, 1).float() / 255
 
 
-@pytest.mark.parametrize(("q", "position"), [(4, 0), (64, 0), (128, 0), (1, 6), (1, 7)])
+@pytest.mark.parametrize(("q", "position"), [(4, 0), (64, 0), (128, 0), (1, 6), (1, 7), (128, -1)])
 def test_view_agrees_with_numpy(photo, q, position):
     view = widgets.fixed_point_view(photo, q, q, fix_position=position)
     x = photo.double().numpy()
@@ -79,7 +79,7 @@ def test_explorer_answers_its_sliders(photo):
         (lambda: widgets.fixed_point_view(torch.zeros(3, 8, 16), 4, 4), "12 x 12"),
         (lambda: widgets.fixed_point_view(torch.zeros(3, 16, 16), 5, 4), "got 5"),
         (lambda: widgets.fixed_point_view(torch.zeros(3, 16, 16), 4, 5), "got 5"),
-        (lambda: widgets.fixed_point_view(torch.zeros(3, 16, 16), 4, 4, fix_position=8), "0 to 7"),
+        (lambda: widgets.fixed_point_view(torch.zeros(3, 16, 16), 4, 4, fix_position=8), "-7 to 7"),
         (lambda: widgets.fixed_point_explorer(torch.zeros(3, 16, 16, dtype=torch.uint8)), "floating-point"),
     ],
 )
