@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from .errors import I2IError
+from .rounding import round_half_up
 
 LINEAR_THRESHOLD = 0.0031308  # equation 1; IEC 61966-2-1 prints the same number
 SRGB_THRESHOLD = 0.04045  # IEC 61966-2-1: the image of LINEAR_THRESHOLD, so the curve has no step
@@ -136,9 +137,8 @@ def to_int8(mapped: torch.Tensor, *, fix_position: int = 0) -> torch.Tensor:
         [-2, 0, 1, 3, 127]
     """
     _check(mapped, "mapped")
-    doubled = (mapped * 2.0 ** (fix_position + 1)).floor_()
-    # ceil(floor(2x) / 2) is floor(x + 0.5) without the rounding of that sum, which lifts 0.49999997 to 1
-    return doubled.mul_(0.5).ceil_().clamp_(-128, 127).nan_to_num_(nan=0.0).to(torch.int8)
+    codes = round_half_up(mapped * 2.0**fix_position)
+    return codes.clamp_(-128, 127).nan_to_num_(nan=0.0).to(torch.int8)
 
 
 def from_int8(integers: torch.Tensor, *, fix_position: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

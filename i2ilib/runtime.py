@@ -300,6 +300,7 @@ def fetch(name: str, *, folder: str | os.PathLike | None = None) -> Path:
     by_hand = f"Download {entry['url']} (SHA-256 {entry['sha256']}) and put it at {path}."
     if os.environ.get("I2I_OFFLINE"):
         raise UnavailableError(name, expected="a file in the cache", got="none, and I2I_OFFLINE is set", remedy=by_hand)
+    pooch.get_logger().setLevel("WARNING")  # its notice would put an absolute path into notebooks
     try:
         pooch.retrieve(entry["url"], known_hash=entry["sha256"], fname=name, path=folder, progressbar=True)
     except ValueError as error:  # pooch's word for a wrong checksum

@@ -13,33 +13,13 @@ import numpy as np
 import torch
 
 from ..errors import I2IError
+from ..rounding import round_half_away, round_half_up
 
 Kind = Literal["activation", "parameter", "input"]
 
 CANDIDATES = 5  # positions tried by the search, from the largest that does not clip
 LARGEST = 12  # no position is higher than this
 _ZERO = 18  # what the search says of a tensor of zeros, before the limit
-
-
-def round_half_up(x: torch.Tensor) -> torch.Tensor:
-    """``floor(x + 0.5)``, exact for every float: ties go up. The DPU's rule for feature maps.
-
-    Example:
-        >>> round_half_up(torch.tensor([-2.5, -0.5, 0.5, 2.5])).tolist()
-        [-2.0, 0.0, 1.0, 3.0]
-    """
-    low = torch.floor(x)  # x + 0.5 itself would round: 0.49999997 + 0.5 is 1.0 in float32
-    return torch.where(x - low >= 0.5, low + 1, low)
-
-
-def round_half_away(x: torch.Tensor) -> torch.Tensor:
-    """Ties go away from zero. The DPU's rule for weights and biases.
-
-    Example:
-        >>> round_half_away(torch.tensor([-2.5, -0.5, 0.5, 2.5])).tolist()
-        [-3.0, -1.0, 1.0, 3.0]
-    """
-    return torch.copysign(round_half_up(x.abs()), x)
 
 
 _ROUND = {"activation": round_half_up, "input": round_half_up, "parameter": round_half_away}
