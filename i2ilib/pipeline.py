@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -68,12 +70,17 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
                 remedy="Render it again, or ask for them to be replaced by zero.",
             )
         rgb = torch.nan_to_num(rgb, nan=0.0, posinf=0.0, neginf=0.0)
-    if options.input_alpha == "unpremultiply" and frame.alpha is not None:
-        rgb = torch.where(frame.alpha > 0, rgb / frame.alpha.clamp_min(1e-6), rgb)
+    rgb = _straight(rgb, frame, options)
     state = stored_colour(frame.source) if options.input_colour == "auto" else options.input_colour
     srgb = colour.linear_to_srgb(rgb) if state == "linear" else rgb
     srgb = patches.fit(srgb.clamp(0, 1), patch=options.patch)  # the network never saw more than white
     return colour.to_fixed(srgb, options.q_in)
+
+
+def _straight(rgb: torch.Tensor, frame: Frame, options: MatteOptions) -> torch.Tensor:
+    if options.input_alpha == "ignore" or frame.alpha is None:
+        return rgb
+    return torch.where(frame.alpha > 0, rgb / frame.alpha.clamp_min(1e-6), rgb)
 
 
 def run_patches(runner: Runner, mapped: torch.Tensor, options: MatteOptions) -> Iterator[torch.Tensor]:
@@ -141,7 +148,7 @@ def cut_out(
     Returns:
         (1, 4, H, W) float32.
     """
-    rgb = torch.nan_to_num(frame.rgb, nan=0.0, posinf=0.0, neginf=0.0)
+    rgb = _straight(torch.nan_to_num(frame.rgb, nan=0.0, posinf=0.0, neginf=0.0), frame, options)
     state = stored_colour(frame.source) if options.input_colour == "auto" else options.input_colour
     wanted = stored_colour("frame" + suffix)
     if state != wanted:
@@ -204,22 +211,45 @@ def matte_clip(
     if not overwrite:
         report.kept = [name for name, files in targets.items() if all(map(_whole, files))]
     wanted = set(clip.names) - set(report.kept)
+
+    def write(name: str, frame: Frame, alpha: torch.Tensor) -> None:
+        rgba = cut_out(frame, alpha, options, suffix=suffix, premultiply=premultiply)
+        write_image(targets[name][1], rgba, premultiplied=premultiply)
+        write_image(targets[name][0], alpha)
+
     bar = tqdm(total=len(clip), initial=len(report.kept), desc="matte", unit="frame", disable=not progress)
-    with bar:
+    writing: deque[tuple[str, Future]] = deque()
+
+    def settle(most: int) -> None:
+        """Wait until at most so many frames are being written."""
+        while len(writing) > most:
+            name, future = writing.popleft()
+            _note(report, name, future, bar)
+
+    # compressing a 4K picture takes longer than matting it, so two frames are written while the next one runs
+    with bar, ThreadPoolExecutor(2, thread_name_prefix="write") as writers:
         for name, frame in clip.read(wanted):
+            settle(1)
             try:
                 if isinstance(frame, FrameError):
                     raise frame
-                alpha = matte(runner, frame, options)
-                rgba = cut_out(frame, alpha, options, suffix=suffix, premultiply=premultiply)
-                write_image(targets[name][1], rgba, premultiplied=premultiply)
-                write_image(targets[name][0], alpha)
-                report.written.append(name)
+                future = writers.submit(write, name, frame, matte(runner, frame, options))
             except FrameError as error:
-                report.failed[name] = str(error)
-                bar.write(f"skipped: {error}")
-            bar.update()
+                future = Future()
+                future.set_exception(error)
+            writing.append((name, future))
+        settle(0)
     return report
+
+
+def _note(report: ClipReport, name: str, future: Future, bar: tqdm) -> None:
+    try:
+        future.result()
+        report.written.append(name)
+    except FrameError as error:
+        report.failed[name] = str(error)
+        bar.write(f"skipped: {error}", file=sys.stderr)
+    bar.update()
 
 
 def _whole(path: Path) -> bool:

@@ -113,7 +113,7 @@ class FixedPointExplorer(ipw.VBox):
         self.q_out = ipw.SelectionSlider(options=powers, value=64, description="q_o (output)", **wide)
         self.fix_position = ipw.IntSlider(min=-1, max=7, value=0, description="fix position", **wide)
         self.exposure = ipw.FloatSlider(min=-2, max=2, step=0.5, value=0, description="exposure, stops", **wide)
-        self.picture = ipw.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.picture = ipw.Image(format="png", layout={"max_width": "98%", "align_self": "flex-start"})
         self.view: FixedPointView | None = None
         controls = (self.q_in, self.q_out, self.fix_position, self.exposure)
         super().__init__([ipw.HBox(controls[:2]), ipw.HBox(controls[2:]), self.picture])

@@ -45,6 +45,9 @@ class MattingConfig:
             raise I2IError("precision", expected="'bf16' or 'float32'", got=repr(self.precision))
         if self.q_in not in colour.Q_VALUES:
             raise I2IError("q_in", expected="a power of two from 1 to 128", got=self.q_in)
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise I2IError(name, expected="at least 1", got=getattr(self, name))
 
 
 class MattingTask:
@@ -174,10 +177,12 @@ def train_matting(
         The losses of every step.
 
     Raises:
-        I2IError: If there is no such clip.
+        I2IError: If there is no such clip, or ``out`` has another suffix.
         IntegrityError: If the checkpoint there belongs to another configuration or is damaged.
     """
     config, out = config or MattingConfig(), Path(out)
+    if out.suffix != ".safetensors":  # now, not after an hour of training
+        raise I2IError(str(out), expected="the suffix .safetensors", got=repr(out.suffix))
     found = {c.name: c for c in videomatte.clips(data, "train")}
     if clip is not None and clip not in found:
         raise I2IError("clip", expected=" or ".join(found), got=repr(clip))

@@ -1,0 +1,415 @@
+"""The command line as a user meets it: exit codes, one line for each error, JSON, and the four commands in a row."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.torch
+import tifffile
+import torch
+from conftest import shared
+from PIL import Image
+from test_frames import write_video
+
+from i2ilib import cli, models
+from i2ilib.frames import open_clip, write_image
+from i2ilib.models import Generator
+from i2ilib.quant import quantise
+from i2ilib.train import MattingTask, fit
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A small untrained generator, with fix positions, so that nothing needs to be calibrated again."""
+    torch.manual_seed(0)
+    net = Generator(width=4, out_channels=1)
+    batch = torch.rand(2, 3, 256, 256) * 2 - 1
+    with torch.no_grad():
+        net(batch)  # running statistics
+    path = tmp_path_factory.mktemp("weights") / "m.safetensors"
+    models.save(path, net, q_in=1, fix_positions=quantise(net.eval(), [batch]).fix_positions)
+    return path
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "p.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 180, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a command; gives exit code, standard output and standard error without progress bars."""
+
+    def run(*argv):
+        code = cli.main([str(a) for a in argv])
+        told = capsys.readouterr()
+        lines = [line for line in told.err.replace("\r", "\n").split("\n") if line.strip() and "/s]" not in line]
+        return code, told.out, [line for line in lines if "[00:" not in line and "?" not in line]
+
+    return run
+
+
+@pytest.fixture
+def matte(call, weights, tmp_path):
+    """``i2i matte`` with the small weights on the backend that starts fastest; results in ``out``."""
+
+    def run(frames, *more, model=weights, out=tmp_path / "out"):
+        return call("matte", frames, out, "--model", model, "--backend", "torch", "--batch", "2", "--json", *more)
+
+    return run
+
+
+def assert_refused(result, name, *words):
+    """Exit code 2, nothing on standard output, and one line that names the file."""
+    code, out, err = result
+    assert code == 2 and out == "" and len(err) == 1, err
+    assert err[0].startswith("i2i: ") and str(name) in err[0] and "Traceback" not in err[0]
+    for word in words:
+        assert word in err[0]
+
+
+# --- info ------------------------------------------------------------------------------------------
+
+
+def test_info_from_a_shell():
+    program = [sys.executable, "-W", "error::DeprecationWarning:i2ilib", "-m", "i2ilib", "info", "--json"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
+    told = json.loads(done.stdout)
+    assert told["backends"]["torch"]["ok"] is True and told["versions"]["torch"] == torch.__version__
+    for kind in ("backends", "optional"):
+        assert all(set(entry) == {"ok", "reason"} and entry["reason"] for entry in told[kind].values())
+
+
+def test_info_for_people(call):
+    code, out, err = call("info")
+    assert code == 0 and not err and "openvino-int8" in out and "pip install" in out
+
+
+# --- matte: what it takes ---------------------------------------------------------------------------
+
+
+def test_int8_by_default_and_resumed(call, weights, picture, tmp_path):
+    command = ("matte", picture, tmp_path / "out", "--model", weights)
+    code, out, err = call(*command)
+    assert (code, err) == (0, []) and out.startswith("1 written, 0 kept, 0 failed")
+    assert call(*command)[1].startswith("0 written, 1 kept, 0 failed")
+    with Image.open(tmp_path / "out/alpha/p.png") as alpha:
+        assert alpha.size == (180, 100) and alpha.mode.startswith("I;16")
+
+
+def test_backends_agree(call, weights, picture, tmp_path):
+    found = {}
+    for backend in ("torch", "openvino-int8"):
+        out = tmp_path / backend
+        assert call("matte", picture, out, "--model", weights, "--backend", backend, "--format", "tif")[0] == 0
+        found[backend] = tifffile.imread(out / "alpha/p.tif") / 65535
+    assert np.abs(found["torch"] - found["openvino-int8"]).max() < 0.02
+
+
+def save_kind(kind, path):
+    rng = np.random.default_rng(0)
+    size = {"dot": (1, 1), "whole": (256, 256)}.get(kind, (70, 300))
+    if kind == "grey":
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
+    elif kind == "rgba16":
+        tifffile.imwrite(
+            path.with_suffix(".tif"),
+            rng.integers(0, 65536, (*size, 4), dtype=np.uint16),
+            photometric="rgb",
+            extrasamples=["unassalpha"],
+        )
+        return path.with_suffix(".tif"), size
+    elif kind == "exr":
+        write_image(path.with_suffix(".exr"), torch.rand(1, 3, *size) * 20)
+        return path.with_suffix(".exr"), size
+    else:
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return path, size
+
+
+@pytest.mark.parametrize("kind", ["dot", "whole", "grey", "rgba16", "exr"])
+def test_kinds_of_pictures(matte, tmp_path, kind):
+    path, size = save_kind(kind, tmp_path / "x.png")
+    code, out, err = matte(path, "--format", "tif")
+    assert (code, err) == (0, []) and json.loads(out)["written"] == ["x"]
+    assert tifffile.imread(tmp_path / "out/alpha/x.tif").shape == size
+    rgba = tifffile.imread(tmp_path / "out/rgba/x.tif")
+    assert rgba.shape == (*size, 4) and rgba.dtype == np.uint16
+
+
+def test_every_option_reaches_the_pipeline(matte, picture, tmp_path):
+    options = ["--input-colour=linear", "--input-alpha=unpremultiply", "--matte-transfer=srgb", "--non-finite=zero"]
+    code, _, _ = matte(picture, "--stride=128", "--feather=64", "--rgba=premultiplied", *options)
+    job = json.loads((tmp_path / "out/job.json").read_text())["job"]
+    expected = {"stride": 128, "feather": 64, "premultiply": True, "input_colour": "linear", "backend": "torch"}
+    expected |= {"input_alpha": "unpremultiply", "matte_transfer": "srgb", "non_finite": "zero", "batch": 2}
+    assert code == 0 and expected.items() <= job.items()
+
+
+def test_the_mapping_kept_with_the_weights_is_used(matte, picture, tmp_path):
+    models.save(tmp_path / "q.safetensors", Generator(width=4, out_channels=1), q_in=64)
+    assert matte(picture, model=tmp_path / "q.safetensors")[0] == 0
+    assert json.loads((tmp_path / "out/job.json").read_text())["job"]["q_in"] == 64
+
+
+def test_video(matte, tmp_path):
+    write_video(tmp_path / "v.mp4", [np.full((48, 64, 3), 60 * i, np.uint8) for i in range(3)])
+    code, out, err = matte(tmp_path / "v.mp4")
+    assert (code, err) == (0, []) and json.loads(out)["written"] == [f"frame_{i:06d}" for i in (1, 2, 3)]
+    assert len(list(tmp_path.glob("out/rgba/*.png"))) == 3
+
+
+def test_a_photograph_over_a_photograph(call, weights, tmp_path):
+    data = pytest.importorskip("skimage.data")
+    with Image.open(shared("data/matting") / "lemur_foreground.png") as image:
+        lemur = image.convert("RGB")
+    with Image.open(shared("data/matting") / "lemur_alpha.png") as image:
+        alpha = image.convert("L")
+    scene = Image.fromarray(data.coffee()).resize(lemur.size)
+    scene.paste(lemur, mask=alpha)
+    scene.save(tmp_path / "lemur.png")
+    code, out, err = call("matte", tmp_path / "lemur.png", tmp_path / "out", "--model", weights, "--json")
+    assert (code, err) == (0, []) and json.loads(out)["written"] == ["lemur"]
+    with Image.open(tmp_path / "out/alpha/lemur.png") as found:
+        assert found.size == lemur.size
+
+
+# --- matte: what it refuses --------------------------------------------------------------------------
+
+
+def cut(path, share=0.5):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+def test_one_bad_frame_is_told_and_the_rest_is_written(matte, picture, tmp_path):
+    folder = tmp_path / "shot"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.png").write_bytes(picture.read_bytes())
+    cut(folder / "b.png")
+    code, out, err = matte(folder)
+    report = json.loads(out)
+    assert code == 1 and report["written"] == ["a", "c"] and list(report["failed"]) == ["b"]
+    assert len(err) == 1 and "b.png" in err[0] and "truncated" in err[0]
+
+
+def test_frames_that_are_not_finite(matte, tmp_path):
+    light = torch.rand(1, 3, 40, 40)
+    light[0, 1, 2, 3] = float("nan")
+    write_image(tmp_path / "n.exr", light)
+    code, out, err = matte(tmp_path / "n.exr")
+    assert code == 1 and json.loads(out)["written"] == [] and len(err) == 1
+    assert "n.exr" in err[0] and "1 pixels with NaN" in err[0]
+    assert matte(tmp_path / "n.exr", "--non-finite=zero", out=tmp_path / "zero")[0] == 0
+
+
+def test_a_picture_that_cannot_be_calibrated_on(call, picture, tmp_path):
+    models.save(tmp_path / "m.safetensors", Generator(width=4, out_channels=1))
+    result = call("matte", cut(picture), tmp_path / "out", "--model", tmp_path / "m.safetensors")
+    assert_refused(result, picture, "truncated")
+
+
+def test_frames_that_are_none(matte, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert_refused(matte(tmp_path / "empty"), "empty", "a folder with none")
+    assert_refused(matte(tmp_path / "absent.png"), "absent.png", "nothing there")
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    assert_refused(matte(tmp_path / "bad.mp4"), "bad.mp4")
+    (tmp_path / "x.docx").write_bytes(b"no picture")
+    assert_refused(matte(tmp_path / "x.docx"), "x.docx")
+
+
+def test_weights_that_are_none(matte, picture, weights, tmp_path):
+    assert_refused(matte(picture, model=tmp_path / "absent.safetensors"), "absent.safetensors", "no file")
+    foreign = tmp_path / "foreign.safetensors"
+    safetensors.torch.save_file({"x": torch.zeros(3)}, foreign)
+    assert_refused(matte(picture, model=foreign), foreign, "models.save")
+    for share in (0, 0.001, 0.5, 0.99):
+        (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes())
+        assert_refused(matte(picture, model=cut(tmp_path / "cut.safetensors", share)), "cut.safetensors")
+    pickled = tmp_path / "m.pt"
+    torch.save({"x": torch.zeros(3)}, pickled)
+    assert_refused(matte(picture, model=pickled), pickled)
+    assert_refused(matte(picture, model=tmp_path), tmp_path)  # a folder
+
+
+def test_fix_positions_of_another_network(call, picture, weights, tmp_path):
+    model, meta = models.load(weights)
+    meta["fix_positions"].popitem()
+    models.save(tmp_path / "m.safetensors", model, **meta)
+    result = call("matte", picture, tmp_path / "out", "--model", tmp_path / "m.safetensors")
+    assert_refused(result, "fix_positions")
+
+
+def test_places_that_cannot_be_written(matte, picture, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(matte(picture, out=tmp_path / "file"), tmp_path / "file", "got a file")
+    assert_refused(matte(picture, out=tmp_path / "file" / "below"), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_results_of_another_job(matte, picture, tmp_path):
+    assert matte(picture)[0] == 0
+    assert_refused(matte(picture, "--matte-transfer=srgb"), tmp_path / "out", "another job")
+    code, out, _ = matte(picture, "--matte-transfer=srgb", "--overwrite")
+    assert code == 0 and json.loads(out)["written"] == ["p"]
+
+
+@pytest.mark.parametrize("option", ["--stride=0", "--stride=257", "--feather=1", "--batch=0"])
+def test_numbers_that_cannot_be(matte, picture, option):
+    assert_refused(matte(picture, option), option[2:].split("=")[0])
+
+
+@pytest.mark.parametrize("argv", [[], ["matte"], ["matte", "a", "b", "--model", "m", "--backend", "tpu"], ["paint"]])
+def test_commands_that_are_none(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 2 and "i2i" in capsys.readouterr().err
+
+
+def test_interrupted(matte, picture, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("i2ilib.pipeline.matte", interrupt)
+    code, out, err = matte(picture)
+    assert code == 130 and out == "" and err == ["i2i: interrupted; the same command goes on from here"]
+    monkeypatch.undo()
+    assert json.loads(matte(picture)[1])["written"] == ["p"]
+
+
+# --- quantise ----------------------------------------------------------------------------------------
+
+
+def test_quantised_once_then_never_again(call, picture, tmp_path, monkeypatch):
+    models.save(tmp_path / "m.safetensors", Generator(width=4, out_channels=1), q_in=2, colour="srgb")
+    done = call("quantise", tmp_path / "m.safetensors", picture, tmp_path / "q.safetensors", "--json")
+    assert (done[0], done[2]) == (0, [])
+    positions = json.loads(done[1])["fix_positions"]
+    _, meta = models.load(tmp_path / "q.safetensors")
+    assert meta == {"q_in": 2, "colour": "srgb", "fix_positions": positions}
+    assert {"input", "encoder.0.conv.weight", "head.conv"} <= set(positions)
+    monkeypatch.setattr(cli, "_calibration", lambda *_, **__: pytest.fail("calibrated again"))
+    code, out, _ = call("matte", picture, tmp_path / "out", "--model", tmp_path / "q.safetensors", "--json")
+    assert code == 0 and json.loads(out)["written"] == ["p"]
+
+
+def test_quantise_writes_onnx(call, weights, picture, tmp_path):
+    code, _, err = call("quantise", weights, picture, tmp_path / "q.safetensors", "--onnx", tmp_path / "q.onnx")
+    assert (code, err) == (0, [])
+    network = onnx.load(tmp_path / "q.onnx")
+    onnx.checker.check_model(network, full_check=True)
+    kinds = [node.op_type for node in network.graph.node]
+    assert kinds.count("Conv") == kinds.count("ConvTranspose") == 8 and kinds.count("QuantizeLinear") >= 16
+
+
+def test_calibration_frames_are_spread_over_the_clip(picture, tmp_path):
+    folder = tmp_path / "shot"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("RGB", (256, 256), (i * 30,) * 3).save(folder / f"{i}.png")
+    cut(folder / "2.png")
+    from i2ilib.pipeline import MatteOptions
+
+    batches = cli._calibration(open_clip(folder), MatteOptions(), frames=4)
+    codes = [round((float(batch.mean()) + 1) / 2 * 255) for batch in batches]
+    assert codes == [0, 4 * 30, 6 * 30]  # frames 0, 2, 4, 6 without the broken one
+
+
+def test_quantise_refuses(call, weights, picture, tmp_path):
+    out = tmp_path / "q.safetensors"
+    assert_refused(call("quantise", tmp_path / "absent.safetensors", picture, out), "absent.safetensors")
+    assert_refused(call("quantise", weights, tmp_path / "absent.png", out), "absent.png")
+    assert_refused(call("quantise", weights, picture, out, "--frames-used", 0), picture, "a frame to calibrate on")
+    assert_refused(call("quantise", weights, cut(picture), out), picture, "truncated")
+    assert not out.exists()
+
+
+# --- train -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Four 256 x 256 frames in the VideoMatte240K layout."""
+    root = tmp_path_factory.mktemp("clips")
+    for kind in ("fgr/walk", "pha/walk", "bgr"):
+        (root / "train" / kind).mkdir(parents=True)
+    for i in range(4):
+        Image.new("RGB", (256, 256), (200, 150, 100)).save(root / f"train/fgr/walk/{i}.png")
+        alpha = Image.new("L", (256, 256))
+        alpha.paste(255, (30 * i, 50, 30 * i + 100, 200))
+        alpha.save(root / f"train/pha/walk/{i}.png")
+    Image.new("RGB", (256, 256), (0, 0, 60)).save(root / "train/bgr/walk.png")
+    return root
+
+
+@pytest.fixture
+def train(call, data, tmp_path):
+    def run(*more, out=tmp_path / "m.safetensors", data=data):
+        return call("train", data, out, "--steps=4", "--batch=1", "--width=4", "--json", *more)
+
+    return run
+
+
+def test_train_then_matte(train, matte, data, tmp_path):
+    code, out, err = train()
+    told = json.loads(out)
+    assert (code, err) == (0, []) and told["steps"] == 4 and 0 < told["l1"] < 2
+    code, out, _ = matte(data / "train/fgr/walk", model=tmp_path / "m.safetensors")
+    assert code == 0 and len(json.loads(out)["written"]) == 4
+
+
+def test_an_interrupted_training_goes_on(train, tmp_path, monkeypatch):
+    monkeypatch.setitem(fit.__kwdefaults__, "save_every", 2)
+    whole, step, taken = tmp_path / "whole.safetensors", MattingTask.step, []
+
+    def interrupted(self, index):
+        taken.append(index)
+        if index == 3 and taken.count(3) == 1:
+            raise KeyboardInterrupt
+        return step(self, index)
+
+    assert train(out=whole)[0] == 0
+    monkeypatch.setattr(MattingTask, "step", interrupted)
+    code, out, err = train()
+    assert code == 130 and out == "" and err[-1] == "i2i: interrupted; the same command goes on from here"
+    assert not (tmp_path / "m.safetensors").exists()
+    code, out, _ = train()
+    assert code == 0 and json.loads(out)["steps"] == 4 and taken == [0, 1, 2, 3, 2, 3]
+    one, two = (models.load(tmp_path / name)[0].state_dict() for name in ("m.safetensors", "whole.safetensors"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_train_refuses(train, tmp_path):
+    assert_refused(train(data=tmp_path / "absent"), "absent", "VideoMatte240K")
+    assert_refused(train("--clip=run"), "clip", "'run'", "walk")
+    assert_refused(train("--width=0"), "width")
+    assert_refused(train("--batch=0"), "batch", "at least 1")
+    assert_refused(train("--steps=0"), "steps", "at least 1")
+    assert_refused(train(out=tmp_path / "m.pt"), "m.pt", ".safetensors")
+    assert train()[0] == 0
+    assert_refused(train("--width=8"), tmp_path / "m/checkpoint.safetensors", "width=4 instead of 8")
+    cut(tmp_path / "m/checkpoint.safetensors")
+    assert_refused(train(), tmp_path / "m/checkpoint.safetensors", "Delete it")
+
+
+def test_a_full_disk_is_told_in_one_line(train, matte, picture, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "m.safetensors")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    assert_refused(train(), "m.safetensors", "No space left on device")
+
+    def rust(*_, **__):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", rust)
+    assert_refused(train(), "safetensors", "No space left on device")
