@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return options.command(options)
-    except I2IError as error:
+    except (I2IError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print(f"i2i: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -200,7 +200,7 @@ def _calibration(clip, options, *, frames: int = 4):
     from . import patches
     from .pipeline import network_input
 
-    step = max(1, len(clip) // frames)
+    step = max(1, len(clip) // max(1, frames))
     wanted = set(clip.names[::step][:frames])
     batches, problem = [], None
     for _, frame in clip.read(wanted):

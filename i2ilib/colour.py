@@ -6,6 +6,8 @@ any shape, any device. Source of equations 1 to 4: the pix2pix matting paper, se
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from .errors import I2IError
@@ -17,7 +19,7 @@ PAPER_THRESHOLD = 0.004045  # equation 4 as printed; leaves a step in the shadow
 SLOPE = 12.92
 Q_VALUES = (1, 2, 4, 8, 16, 32, 64, 128)
 
-_CHUNK = 1 << 17  # elements a pass: the temporaries stay in the cache, and threads still have enough to do
+_CHUNK = 1 << 15  # elements a pass: temporaries stay in the cache, and PyTorch runs such a pass in the calling thread
 
 
 def linear_to_srgb(linear: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -188,8 +190,24 @@ def _piecewise(x, name, threshold, slope, curve, out):
     source, result = _flat(x), _flat(out)
     if x.device.type != "cpu" or source is None or result is None or x.stride() != out.stride():
         return out.copy_(_select(x, threshold, slope, curve))
-    for chunk, part in zip(source.split(_CHUNK), result.split(_CHUNK), strict=True):
-        _select(chunk, threshold, slope, curve, part)
+    source = source.detach()  # gradients were dealt with above; a worker does not know the caller's mode
+
+    @torch.inference_mode()
+    def work(start: int) -> None:
+        for first in range(start, min(start + share, source.numel()), _CHUNK):
+            place = slice(first, min(first + _CHUNK, start + share))
+            _select(source[place], threshold, slope, curve, result[place])
+
+    # a thread for each share: no pass waits for all cores, which costs dearly where other work shares them
+    workers = torch.get_num_threads() if source.numel() > 4 * _CHUNK else 1
+    share = max(-(-source.numel() // (4 * workers)), _CHUNK)
+    starts = range(0, source.numel(), share)
+    if workers == 1:
+        for start in starts:
+            work(start)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(work, starts))
     return out
 
 

@@ -20,6 +20,7 @@ from .runtime import atomic_path
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
+EXACT = ["-sws_flags", "accurate_rnd+full_chroma_int"]  # for ffmpeg, whose default is about one 8-bit code too dark
 COLOURS = ("srgb", "linear")
 
 
@@ -189,7 +190,7 @@ class Clip:
         import imageio_ffmpeg
 
         left = list(self.names)
-        stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb48le", bits_per_pixel=48)
+        stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb48le", bits_per_pixel=48, output_params=EXACT)
         try:
             width, height = next(stream)["size"]
             for raw in stream:

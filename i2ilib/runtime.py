@@ -17,9 +17,12 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from .errors import I2IError, IntegrityError, UnavailableError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -264,6 +267,28 @@ def write_json(path: str | os.PathLike, data: object) -> None:
     """Write ``data`` as readable JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(data, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+
+
+def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
+    """Write tensors as safetensors, whole or not at all.
+
+    Args:
+        path: Where.
+        tensors: By name, on any device.
+        header: Texts to keep with them.
+
+    Raises:
+        OSError: If the file cannot be written, of a full disk for one.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata=header)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from None
 
 
 def registry() -> dict[str, dict[str, str]]:

@@ -381,6 +381,7 @@ def test_an_interrupted_training_goes_on(train, tmp_path, monkeypatch):
     monkeypatch.setattr(MattingTask, "step", interrupted)
     code, out, err = train()
     assert code == 130 and out == "" and err[-1] == "i2i: interrupted; the same command goes on from here"
+    assert "from step 2" in err[0]
     assert not (tmp_path / "m.safetensors").exists()
     code, out, _ = train()
     assert code == 0 and json.loads(out)["steps"] == 4 and taken == [0, 1, 2, 3, 2, 3]
@@ -401,7 +402,7 @@ def test_train_refuses(train, tmp_path):
     assert_refused(train(), tmp_path / "m/checkpoint.safetensors", "Delete it")
 
 
-def test_a_full_disk_is_told_in_one_line(train, matte, picture, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_in_one_line(train, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "m.safetensors")
 
@@ -412,4 +413,4 @@ def test_a_full_disk_is_told_in_one_line(train, matte, picture, tmp_path, monkey
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.torch, "save_file", rust)
-    assert_refused(train(), "safetensors", "No space left on device")
+    assert_refused(train(), tmp_path / "m" / "checkpoint.safetensors", "No space left on device")

@@ -98,6 +98,23 @@ def test_layout_and_chunks_do_not_matter():
     )
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_threads_do_not_matter(mode):
+    frame = torch.rand(3, 400, 500, generator=torch.Generator().manual_seed(2))
+    expected = torch.stack([colour.srgb_to_linear(row) for row in frame.reshape(-1, 500)]).view_as(frame)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with mode():
+                weights = frame.clone().requires_grad_(mode is torch.no_grad)
+                assert torch.equal(colour.srgb_to_linear(weights), expected)
+                buffer = frame.clone()
+                assert torch.equal(colour.srgb_to_linear(buffer, out=buffer), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_out_may_be_the_input():
     x = torch.rand(3, 50, 50)
     for function in (

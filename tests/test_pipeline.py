@@ -187,8 +187,14 @@ def test_unknown_option(field):
 
 @pytest.mark.parametrize(
     ("options", "match"),
-    [({"q_in": 3}, "power of two"), ({"stride": 0}, "stride"), ({"stride": 300}, "stride"), ({"batch": 0}, "batch")]
-    + [({"feather": 10}, "feather"), ({"stride": 128, "feather": 129}, "feather")],
+    [
+        ({"q_in": 3}, "power of two"),
+        ({"stride": 0}, "stride"),
+        ({"stride": 300}, "stride"),
+        ({"batch": 0}, "batch"),
+        ({"feather": 10}, "feather"),
+        ({"stride": 128, "feather": 129}, "feather"),
+    ],
 )
 def test_numbers_that_cannot_be(options, match):
     with pytest.raises(I2IError, match=match):

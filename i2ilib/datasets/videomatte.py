@@ -110,8 +110,7 @@ class _Video:
         if self.stream is None or index < self.at:
             if self.stream is not None:
                 self.stream.close()
-            exact = ["-sws_flags", "accurate_rnd+full_chroma_int"]  # the default is off by one code on average
-            self.stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb24", output_params=exact)
+            self.stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb24", output_params=EXACT)
             self.at = -1
             self.width, self.height = next(self.stream)["size"]
         while self.at < index:

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import I2IError, IntegrityError
-from ..runtime import atomic_path
+from ..runtime import write_tensors
 from .pix2pix import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from .srunet import SRUNet, SRUNetConfig, load_published, reparametrise
 from .unet import UNet, UNetConfig
@@ -67,8 +67,6 @@ def save(path: str | os.PathLike, model: nn.Module, **meta) -> None:
     Raises:
         I2IError: If the model is not of a registered class, the suffix is another, or ``meta`` does not go into JSON.
     """
-    from safetensors.torch import save_file
-
     name = next((name for name, kind in MODELS.items() if type(model) is kind), None)
     if name is None:
         raise I2IError("save", expected="a " + " or ".join(k.__name__ for k in MODELS.values()), got=type(model))
@@ -78,9 +76,7 @@ def save(path: str | os.PathLike, model: nn.Module, **meta) -> None:
         header = json.dumps({"model": name, "config": dataclasses.asdict(model.config), "meta": meta})
     except TypeError as error:
         raise I2IError("save", expected="meta of JSON values", got=str(error)) from None
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={_KEY: header})
+    write_tensors(path, model.state_dict(), {_KEY: header})
 
 
 def load(path: str | os.PathLike) -> tuple[nn.Module, dict]:

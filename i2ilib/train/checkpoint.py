@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import IntegrityError
-from ..runtime import atomic_path
+from ..runtime import write_tensors
 
 _KEY = "i2ilib-checkpoint"
 
@@ -29,8 +29,6 @@ def save(
         optimisers: Optimisers by name.
         about: JSON values: the step, the configuration, the history of losses.
     """
-    from safetensors.torch import save_file
-
     tensors, groups = {}, {}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
@@ -40,9 +38,7 @@ def save(
         for index, values in state["state"].items():
             tensors |= {f"optimiser/{name}/{index}/{key}": value for key, value in values.items()}
     header = json.dumps({"about": about, "groups": groups})
-    tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_KEY: header})
+    write_tensors(path, tensors, {_KEY: header})
 
 
 def load(

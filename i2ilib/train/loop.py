@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +80,8 @@ def fit(
                     save()
                     saved = len(history)
         except KeyboardInterrupt:  # a step that was cut short is taken again from the last whole one
-            bar.write(f"interrupted at step {len(history)}; run again to go on from step {saved}")
+            told = f"interrupted at step {len(history)}; run again to go on from step {saved}"
+            bar.write(told, file=sys.stderr)
             raise
     if saved != len(history):
         save()
