@@ -6,6 +6,7 @@ any shape, any device. Source of equations 1 to 4: the pix2pix matting paper, se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -19,6 +20,7 @@ PAPER_THRESHOLD = 0.004045  # equation 4 as printed; leaves a step in the shadow
 SLOPE = 12.92
 Q_VALUES = (1, 2, 4, 8, 16, 32, 64, 128)
 
+Kernel = Callable[..., torch.Tensor]  # (x, out=None) -> result
 _CHUNK = 1 << 15  # elements a pass: temporaries stay in the cache, and PyTorch runs such a pass in the calling thread
 
 
@@ -28,7 +30,7 @@ def linear_to_srgb(linear: torch.Tensor, *, out: torch.Tensor | None = None) -> 
     Args:
         linear: Any shape, floating point, nominal range [0, 1]. Values outside are extended by the same two
             formulas: above 1 the power, below 0 the straight line. NaN stays NaN.
-        out: Result buffer of the same shape and dtype; may be ``linear`` itself. Not for tensors that need gradients.
+        out: Result buffer of the same shape and dtype; may be ``linear`` itself. Not for a tensor that needs gradients.
 
     Returns:
         sRGB values, same shape and dtype; [0, 1] for input in [0, 1].
@@ -40,7 +42,8 @@ def linear_to_srgb(linear: torch.Tensor, *, out: torch.Tensor | None = None) -> 
         >>> linear_to_srgb(torch.tensor([0.0, 0.18, 1.0]))
         tensor([0.0000, 0.4614, 1.0000])
     """
-    return _piecewise(linear, "linear", LINEAR_THRESHOLD, SLOPE, _encode, out)
+    _check(linear, "linear", out)
+    return _apply(_piecewise(LINEAR_THRESHOLD, SLOPE, _encode), linear, out)
 
 
 def srgb_to_linear(
@@ -53,7 +56,7 @@ def srgb_to_linear(
             above 1 the power, below 0 the straight line. NaN stays NaN.
         threshold: Where the straight line ends. The default inverts equation 1; ``PAPER_THRESHOLD`` is what the
             paper prints.
-        out: Result buffer of the same shape and dtype; may be ``srgb`` itself. Not for tensors that need gradients.
+        out: Result buffer of the same shape and dtype; may be ``srgb`` itself. Not for a tensor that needs gradients.
 
     Returns:
         Linear light, same shape and dtype; [0, 1] for input in [0, 1].
@@ -69,7 +72,8 @@ def srgb_to_linear(
         raise I2IError(
             "threshold", expected="a number from 0 to 1", got=threshold, remedy="Use SRGB_THRESHOLD or PAPER_THRESHOLD."
         )
-    return _piecewise(srgb, "srgb", threshold, 1 / SLOPE, _decode, out)
+    _check(srgb, "srgb", out)
+    return _apply(_piecewise(threshold, 1 / SLOPE, _decode), srgb, out)
 
 
 def to_fixed(srgb: torch.Tensor, q: int, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -78,7 +82,8 @@ def to_fixed(srgb: torch.Tensor, q: int, *, out: torch.Tensor | None = None) -> 
     Args:
         srgb: Any shape, floating point, nominal range [0, 1]. Nothing is rounded or clipped; :func:`to_int8` does that.
         q: A power of two from 1 to 128.
-        out: Result buffer of the same shape and dtype; may be ``srgb`` itself.
+        out: Result buffer of the same shape and dtype; may be ``srgb`` itself. Not for a tensor that needs
+            gradients.
 
     Returns:
         Mapped values, same shape and dtype.
@@ -92,7 +97,7 @@ def to_fixed(srgb: torch.Tensor, q: int, *, out: torch.Tensor | None = None) -> 
     """
     _check(srgb, "srgb", out)
     _check_q(q)
-    return torch.mul(torch.sub(srgb, 0.5, out=out), 2 * q, out=out)
+    return _apply(lambda x, out=None: torch.mul(x - 0.5, 2 * q, out=out), srgb, out)
 
 
 def from_fixed(mapped: torch.Tensor, q: int, *, out: torch.Tensor | None = None) -> torch.Tensor:
@@ -101,7 +106,8 @@ def from_fixed(mapped: torch.Tensor, q: int, *, out: torch.Tensor | None = None)
     Args:
         mapped: Any shape, floating point, nominal range [-q, q].
         q: A power of two from 1 to 128.
-        out: Result buffer of the same shape and dtype; may be ``mapped`` itself.
+        out: Result buffer of the same shape and dtype; may be ``mapped`` itself. Not for a tensor that needs
+            gradients.
 
     Returns:
         sRGB values or coverage, same shape and dtype; values outside [-q, q] land outside [0, 1].
@@ -115,7 +121,7 @@ def from_fixed(mapped: torch.Tensor, q: int, *, out: torch.Tensor | None = None)
     """
     _check(mapped, "mapped", out)
     _check_q(q)
-    return torch.add(torch.mul(mapped, 0.5 / q, out=out), 0.5, out=out)
+    return _apply(lambda x, out=None: torch.add(x * (0.5 / q), 0.5, out=out), mapped, out)
 
 
 def to_int8(mapped: torch.Tensor, *, fix_position: int = 0) -> torch.Tensor:
@@ -179,42 +185,47 @@ def _decode(x: torch.Tensor) -> torch.Tensor:
     return torch.exp(torch.log((x + 0.055) * (1 / 1.055)) * 2.4)
 
 
-def _piecewise(x, name, threshold, slope, curve, out):
+def _piecewise(threshold: float, slope: float, curve: Kernel) -> Kernel:
     """``curve(x)`` above the threshold, ``slope x`` elsewhere; NaN takes the line and stays NaN."""
-    _check(x, name, out)
+
+    def kernel(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        # the curve never sees a value at which it, or its gradient, is NaN or infinite
+        return torch.where(x > threshold, curve(torch.clamp_min(x, threshold)), x * slope, out=out)
+
+    return kernel
+
+
+# --- one way to run them all -------------------------------------------------------------------------
+
+
+def _apply(kernel: Kernel, x: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    """``kernel(x)``, element-wise; a large frame on the CPU goes through the cache in chunks, on all threads."""
     if torch.is_grad_enabled() and (x.requires_grad or (out is not None and out.requires_grad)):
         if out is not None:
             raise I2IError("out", expected="None for a tensor that needs gradients", got="a buffer", remedy="Leave it.")
-        return _select(x, threshold, slope, curve)
+        return kernel(x)
     out = torch.empty_like(x) if out is None else out
-    source, result = _flat(x), _flat(out)
+    source, result = _flat(x.detach()), _flat(out)
     if x.device.type != "cpu" or source is None or result is None or x.stride() != out.stride():
-        return out.copy_(_select(x, threshold, slope, curve))
-    source = source.detach()  # gradients were dealt with above; a worker does not know the caller's mode
-
-    @torch.inference_mode()
-    def work(start: int) -> None:
-        for first in range(start, min(start + share, source.numel()), _CHUNK):
-            place = slice(first, min(first + _CHUNK, start + share))
-            _select(source[place], threshold, slope, curve, result[place])
-
-    # a thread for each share: no pass waits for all cores, which costs dearly where other work shares them
+        return out.copy_(kernel(x))
     workers = torch.get_num_threads() if source.numel() > 4 * _CHUNK else 1
     share = max(-(-source.numel() // (4 * workers)), _CHUNK)
+
+    @torch.inference_mode()  # a new thread does not know the caller's mode
+    def work(start: int) -> None:
+        stop = min(start + share, source.numel())
+        for first in range(start, stop, _CHUNK):
+            place = slice(first, min(first + _CHUNK, stop))
+            kernel(source[place], result[place])
+
     starts = range(0, source.numel(), share)
     if workers == 1:
         for start in starts:
             work(start)
-    else:
+    else:  # own threads: PyTorch's wait for each other after every pass, which costs dearly on a busy machine
         with ThreadPoolExecutor(workers) as pool:
             list(pool.map(work, starts))
     return out
-
-
-def _select(x, threshold, slope, curve, out=None):
-    # the curve never sees a value at which it, or its gradient, is NaN or infinite
-    safe = torch.clamp_min(x, threshold)
-    return torch.where(x > threshold, curve(safe), x * slope, out=out)
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor | None:

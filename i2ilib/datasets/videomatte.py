@@ -24,6 +24,7 @@ from PIL import Image
 
 from .. import patches
 from ..errors import FrameError, I2IError
+from ..frames import EXACT
 from ..patches import Grid
 
 PAGE = "https://grail.cs.washington.edu/projects/background-matting-v2/"
