@@ -160,7 +160,10 @@ class Availability(NamedTuple):
         return self.ok
 
 
-_AMD = "Comes with AMD's Vitis AI container only (no pip package); the exact DPU simulator works without it"
+_AMD = (
+    "Comes with AMD's Vitis AI container only (no pip package); "
+    "the DPU's scheme runs in PyTorch and OpenVINO without it"
+)
 OPTIONAL = {
     "torch": "pip install torch",
     "torchao": "pip install torchao",
