@@ -3,7 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 900 --nbval-sanitize-with tests/nbval_sanitize.cfg
-export MPLBACKEND ?= agg
 
 .PHONY: setup run test test-library test-notebooks lab bench book notebooks lint clean
 
@@ -17,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 run: setup  ## the main job: train, quantise, matte the sample clip; tables and pictures
-	cd notebooks && ../$(BIN)/ipython --no-banner --no-confirm-exit --colors=nocolor 04_first_light.ipynb
+	cd notebooks && MPLBACKEND=agg ../$(BIN)/ipython --no-banner --no-confirm-exit --colors=nocolor 04_first_light.ipynb
 
 test: test-library test-notebooks
 

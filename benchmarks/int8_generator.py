@@ -69,7 +69,8 @@ def main() -> None:
     print(f"pix2pix generator, {result['parameters'] / 1e6:.1f} M parameters, batch {options.batch}, {run.device_name}")
     for name, row in times.items():
         print(f"  {name:17} {row['patches_per_s']:7.1f} patches/s  ({row['p5']:.1f} to {row['p95']:.1f} ms a patch)")
-    print(f"  INT8 is {result['ratio']:.1f} times PyTorch eager float32; largest error {error:.0f} steps of the output grid")
+    print(f"  INT8 is {result['ratio']:.1f} times PyTorch eager float32")
+    print(f"  largest difference to the fake-quantised network: {error:.0f} steps of the output grid")
 
 
 if __name__ == "__main__":

@@ -188,6 +188,18 @@ def test_the_gan_starts_undecided_and_both_networks_learn(tmp_path):
         assert not torch.equal(before[name], after[name])
 
 
+def coins(step):
+    """A matte of coin tosses, which no generator can foresee and every discriminator can recognise."""
+    generator = torch.Generator().manual_seed(step)
+    return torch.full((1, 3, 256, 256), 0.5), torch.randint(0, 2, (1, 1, 256, 256), generator=generator).float()
+
+
+def test_the_discriminator_learns_to_tell_matte_from_guess(tmp_path):
+    config = MattingConfig(**TINY | {"learning_rate": 2e-3, "steps": 30, "decay_from": 1.0})
+    history = train(MattingTask(config, coins), tmp_path, steps=30)
+    assert min(row["discriminator"] for row in history) < 0.5 * math.log(2)  # ln 2 if it were shown one image twice
+
+
 def test_bf16_and_float32_agree(tmp_path):
     found = {p: losses(train(task(precision=p), tmp_path / p, steps=3)) for p in ("bf16", "float32")}
     for half, full in zip(found["bf16"], found["float32"], strict=True):
