@@ -103,6 +103,29 @@ def test_exported_file_runs_alike_in_two_engines(golden, quantised, tmp_path):
     assert np.abs(a - quantised.fake(torch.from_numpy(x)).numpy()).max() <= 2 * step
 
 
+def test_ties_are_all_that_sets_the_file_apart(monkeypatch, tmp_path):
+    """With ties to even in place of ties up, the fake-quantised generator is what OpenVINO computes, in every pixel."""
+    import openvino
+
+    from i2ilib.quant import fixed_point
+
+    torch.manual_seed(0)
+    net = Generator(width=8, levels=6, out_channels=1)
+    x = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        for _ in range(5):  # running statistics
+            net(x)
+    quantised = quantise(net, [x])
+    path = quantised.to_onnx(tmp_path / "net.onnx")
+    engine = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
+    up = quantised.fake(x).numpy()
+    monkeypatch.setitem(fixed_point._ROUND, "activation", torch.round)
+    monkeypatch.setitem(fixed_point._ROUND, "input", torch.round)
+    even = quantised.fake(x).numpy()
+    assert np.abs(engine - even).max() < 1e-6
+    assert np.abs(engine - up).max() > 1e-6  # else this test would say nothing about ties
+
+
 def test_generator_survives_quantisation_and_a_round_trip_of_its_positions():
     torch.manual_seed(0)
     net = Generator(width=4, levels=5, out_channels=1).eval()
