@@ -94,14 +94,25 @@ def run_patches(runner: Runner, mapped: torch.Tensor, options: MatteOptions) -> 
     Yields:
         (N, C, patch, patch) float32 in [-1, 1], in the order of the grid.
     """
-    waiting: deque = deque()
+    waiting: deque[Future[torch.Tensor]] = deque()
+
+    def oldest() -> torch.Tensor:
+        out = waiting.popleft().result()
+        if out.shape[-2:] != (options.patch, options.patch):
+            raise I2IError(
+                "model",
+                expected=f"a matting network: {options.patch} x {options.patch} pixels in and out",
+                got=f"{out.shape[-2]} x {out.shape[-1]} out",
+            )
+        return out
+
     batches = patches.iter_batches(mapped, batch=options.batch, patch=options.patch, stride=options.stride)
     for _, batch in batches:
         waiting.append(runner.submit(batch))
         if len(waiting) > 2:
-            yield waiting.popleft().result()
+            yield oldest()
     while waiting:
-        yield waiting.popleft().result()
+        yield oldest()
 
 
 def matte(runner: Runner, frame: Frame, options: MatteOptions | None = None) -> torch.Tensor:

@@ -241,6 +241,13 @@ def test_weights_that_are_none(matte, picture, weights, tmp_path):
     assert_refused(matte(picture, model=tmp_path), tmp_path)  # a folder
 
 
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_a_network_that_enlarges_is_no_matting_network(call, picture, tmp_path, backend):
+    models.save(tmp_path / "sr.safetensors", models.SRUNet(n_filters=4))
+    result = call("matte", picture, tmp_path / "out", "--model", tmp_path / "sr.safetensors", "--backend", backend)
+    assert result[0] == 2 and "a matting network: 256 x 256" in result[2][-1]
+
+
 def test_fix_positions_of_another_network(call, picture, weights, tmp_path):
     model, meta = models.load(weights)
     meta["fix_positions"].popitem()

@@ -69,7 +69,7 @@ def open_runner(
         return PytorchRunner(model, precision="bf16" if precision == "bf16" else "float32", device=device), meta
     from . import openvino
 
-    example = torch.zeros(2, model.config.in_channels, patch, patch)
+    example = torch.zeros(2, getattr(model.config, "in_channels", 3), patch, patch)  # enlargers take RGB
     if precision != "int8":
         return openvino.from_pytorch(model, example, precision=precision or "float32"), meta
     from ..quant import quantise, with_positions
