@@ -10,13 +10,14 @@ setup: $(STAMP)
 
 # from pinned versions (constraints.txt); made again only when what it installs from has changed
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[notebooks,test]'
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	@echo "preparing .venv from constraints.txt: some minutes, once"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q -q --constraint constraints.txt --editable '.[notebooks,test]'
+	@touch $@
 
 run: setup  ## the main job: train, quantise, matte the sample clip; tables and pictures
-	cd notebooks && MPLBACKEND=agg ../$(BIN)/ipython --no-banner --no-confirm-exit --colors=nocolor 04_first_light.ipynb
+	@cd notebooks && MPLBACKEND=agg ../$(BIN)/ipython --no-banner --no-confirm-exit --colors=nocolor 04_first_light.ipynb
 
 test: test-library test-notebooks
 
@@ -26,11 +27,11 @@ test-library: setup
 test-notebooks: setup
 	I2I_PRESET=$${I2I_PRESET:-smoke} $(BIN)/python -m pytest $(NBVAL) --durations 10 notebooks
 
-lab: setup
+lab: setup  ## JupyterLab
 	cd notebooks && ../$(BIN)/jupyter lab
 
-bench: setup
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+bench: setup  ## the library against its peers, in the same run
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
 book: setup  ## the notebooks as one folder of web pages
 	$(BIN)/jupyter nbconvert --to html --output-dir figures/book notebooks/*.ipynb
