@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha")
     train.add_argument("out", type=Path, help="the .safetensors file to write; its training state lies beside it")
     train.add_argument("--clip", help="name of the clip (default: the first)")
-    train.add_argument("--steps", type=int, default=1500)
-    train.add_argument("--batch", type=int, default=4, help="patches a step (default: 4)")
+    train.add_argument("--steps", type=int, default=2000, help="in all; part of the configuration (default: 2000)")
+    train.add_argument("--batch", type=int, default=2, help="patches a step (default: 2)")
     train.add_argument("--width", type=int, default=16, help="filters of the first convolution (default: 16)")
     train.add_argument(
         "--mode",
