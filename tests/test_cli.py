@@ -114,7 +114,7 @@ def test_backends_agree(call, weights, picture, tmp_path):
 
 def save_kind(kind, path):
     rng = np.random.default_rng(0)
-    size = {"dot": (1, 1), "whole": (256, 256)}.get(kind, (70, 300))
+    size = {"dot": (1, 1), "whole": (256, 256), "4K": (2160, 3840)}.get(kind, (70, 300))
     if kind == "grey":
         Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(path)
     elif kind == "rgba16":
@@ -125,6 +125,8 @@ def save_kind(kind, path):
             extrasamples=["unassalpha"],
         )
         return path.with_suffix(".tif"), size
+    elif kind == "rgba16_png":
+        write_image(path, torch.rand(1, 4, *size))
     elif kind == "exr":
         write_image(path.with_suffix(".exr"), torch.rand(1, 3, *size) * 20)
         return path.with_suffix(".exr"), size
@@ -133,7 +135,7 @@ def save_kind(kind, path):
     return path, size
 
 
-@pytest.mark.parametrize("kind", ["dot", "whole", "grey", "rgba16", "exr"])
+@pytest.mark.parametrize("kind", ["dot", "whole", "4K", "grey", "rgba16", "rgba16_png", "exr"])
 def test_kinds_of_pictures(matte, tmp_path, kind):
     path, size = save_kind(kind, tmp_path / "x.png")
     code, out, err = matte(path, "--format", "tif")

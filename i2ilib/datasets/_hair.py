@@ -136,13 +136,6 @@ class Light(NamedTuple):
     rim: np.ndarray
 
 
-class Layer(NamedTuple):
-    """A drawn layer: straight colour (H, W, 3) linear, coverage (H, W) in [0, 1]."""
-
-    colour: np.ndarray
-    alpha: np.ndarray
-
-
 def shade(points: np.ndarray, strands: Strands, light: Light, centre: np.ndarray) -> tuple[np.ndarray, ...]:
     """Diffuse and specular weight of every point of a strand, (N, P) each: Kajiya and Kay (1989), plus a rim."""
     tangent = _unit(np.gradient(points, axis=1))

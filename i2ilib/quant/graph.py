@@ -29,7 +29,6 @@ COMPUTING = (
     A.upsample_bilinear2d.vec,
 )
 FOLLOWING = (A.relu.default, A.leaky_relu.default, A.pixel_shuffle.default)  # join the group of their producer
-ACTIVATIONS = (A.relu.default, A.leaky_relu.default)
 HOST = (A.tanh.default, A.clamp.default, A.sigmoid.default, A.upsample_bicubic2d.vec)  # float, on the host
 
 
