@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .errors import FrameError, I2IError
@@ -85,17 +86,29 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, "Train a matting generator on a clip in the VideoMatte240K layout.")
     train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha")
     train.add_argument("out", type=Path, help="the .safetensors file to write; its training state lies beside it")
-    train.add_argument("--clip", help="name of the clip (default: the first)")
-    train.add_argument("--steps", type=int, default=2000, help="in all; part of the configuration (default: 2000)")
-    train.add_argument("--batch", type=int, default=2, help="patches a step (default: 2)")
-    train.add_argument("--width", type=int, default=16, help="filters of the first convolution (default: 16)")
+    train.add_argument("--clip", action="append", help="name of the clip (default: the first); several for one network")
+    train.add_argument(
+        "--preset",
+        choices=["smoke", "quick", "full"],
+        help="sizes: seconds, minutes on two cores, the paper's (default: I2I_PRESET, else quick)",
+    )
+    train.add_argument("--epochs", type=int, help="passes over the patches")
+    train.add_argument("--patches", type=int, help="patches an epoch, drawn anew each time")
+    train.add_argument("--batch", type=int, default=1, help="patches a step in each process (default: 1)")
+    train.add_argument("--width", type=int, help="filters of the first convolution, in both networks")
+    train.add_argument("--stride", type=int, default=64, help="step between patches of a frame, pixels (default: 64)")
     train.add_argument(
         "--mode",
-        default="composite",
-        choices=["composite", "foreground"],
-        help="composite: over the background plate (default); foreground: the fgr frames alone, as the paper does",
+        default="auto",
+        choices=["auto", "composite", "foreground"],
+        help="composite: over the background plate; foreground: the fgr frames alone, as the paper does "
+        "(default: composite where there is a plate)",
     )
+    train.add_argument("--precision", default="bf16", choices=["bf16", "float32"], help="of convolutions")
     train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--memory", type=float, default=4.0, metavar="GIB", help="most for decoded frames (default: 4)")
+    train.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints (default: 10 or more)")
+    train.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
 
     quantise = command("quantise", _quantise, "Find INT8 fix positions for a model and keep them with its weights.")
     quantise.add_argument("model", type=Path, help="a .safetensors file")
@@ -162,18 +175,70 @@ def _matte(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from .runtime import start
-    from .train import MattingConfig, train_matting
+    from .runtime import peak_memory_gib, start
+    from .train import matting_config, parallel, train_matting
 
-    run = start(options.seed)
-    names = [field.name for field in dataclasses.fields(MattingConfig)]
-    config = MattingConfig(**{name: getattr(options, name) for name in names if hasattr(options, name)})
-    history = train_matting(
-        options.data, options.out, config, clip=options.clip, device=run.device, progress=not options.json
-    )
-    last = {"steps": len(history), "model": str(options.out)} | (history[-1] if history else {})
-    _say(options, last, f"weights: {options.out}")
+    run = start(options.seed, preset=options.preset)
+    names = ("epochs", "patches", "batch", "width", "stride", "mode", "precision", "seed")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.width is not None:
+        chosen["discriminator_width"] = options.width
+    with parallel.world(run.device) as (world, device), _progress(options, world.leads) as follow:
+        chosen["batch"] *= world.size
+        history = train_matting(
+            options.data,
+            options.out,
+            matting_config(run.preset, **chosen),
+            clip=options.clip,
+            device=device,
+            world=world,
+            budget_bytes=int(options.memory * 2**30),
+            save_every=options.save_every,
+            progress=not options.json,
+            **follow,
+        )
+    if world.leads:
+        result = {name: values[-1] for name, values in history.steps.items()} | {
+            "steps": len(history),
+            "seconds": history.seconds,
+            "waiting": history.waiting,
+            "epochs": history.epochs,
+            "processes": world.size,
+            "peak_memory_gib": peak_memory_gib(),
+            "model": str(options.out),
+        }
+        text = f"weights: {options.out}; curves and samples: {options.out.with_suffix('')}/progress.png"
+        _say(options, result, text)
     return 0
+
+
+@contextlib.contextmanager
+def _progress(options: argparse.Namespace, leads: bool) -> Iterator[dict[str, Callable]]:
+    """What shows a training: a picture after every epoch and, on request, event files."""
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    from . import plots
+    from .train.events import events
+
+    matplotlib.use("agg")  # files, no windows
+    folder = options.out.with_suffix("")
+
+    def draw(task, history) -> None:
+        figure = plots.training(history.steps, history.epochs, task.samples)
+        plots.save(figure, folder / "progress.png")
+        plt.close(figure)
+
+    if not (options.tensorboard and leads):
+        yield {"on_epoch": draw}
+        return
+    with events(folder / "events") as (on_step, on_epoch):
+
+        def both(task, history) -> None:
+            draw(task, history)
+            on_epoch(task, history)
+
+        yield {"on_step": on_step, "on_epoch": both}
 
 
 def _quantise(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ the frame and one batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Iterator
 
@@ -55,15 +56,20 @@ class Grid:
                 remedy="Scale it with patches.fit, or choose a smaller patch.",
             )
 
-    @property
+    @functools.cached_property
     def tops(self) -> list[int]:
         """First row of each row of patches."""
         return _starts(self.height, self.patch, self.stride)
 
-    @property
+    @functools.cached_property
     def lefts(self) -> list[int]:
         """First column of each column of patches."""
         return _starts(self.width, self.patch, self.stride)
+
+    @property
+    def columns(self) -> int:
+        """Patches in a row."""
+        return len(self.lefts)
 
     @property
     def positions(self) -> list[tuple[int, int]]:

@@ -152,6 +152,61 @@ def matte_panels(
     return figure
 
 
+def training(
+    steps: dict[str, list[float]], epochs: list[dict[str, float]], samples: torch.Tensor | None = None
+) -> Figure:
+    """How a matting GAN trains: its losses by step, its scores by epoch, and what it makes now.
+
+    Args:
+        steps: ``l1`` and, with a discriminator, ``discriminator`` and ``adversarial``: one value a step.
+        epochs: ``iou`` and ``mse`` on the validation frames after every epoch; may be empty.
+        samples: (N, 5, H, W) in [0, 1]: sRGB source, made matte and true matte of up to three frames.
+    """
+    rows = 1 if samples is None else 2
+    figure = plt.figure(figsize=(WIDTH, 2.6 + (0 if samples is None else 1.25)))
+    parts = np.atleast_1d(figure.subfigures(rows, 1, height_ratios=(2.6, 1.25)[:rows]))
+    losses, game, scores = parts[0].subplots(1, 3)
+    n = len(steps["l1"])
+    _curve(losses, steps["l1"], PALETTE[0])
+    losses.set(title="L1 to the true matte", xlabel="step", ylabel="in [−1, 1], log", yscale="log", xlim=(0, n))
+    if "discriminator" in steps:
+        for name, colour in (("adversarial", PALETTE[2]), ("discriminator", PALETTE[1])):
+            _curve(game, steps[name], colour, name)
+        game.axhline(math.log(2), color=PALETTE[5], lw=1, ls="--")
+        game.text(n, math.log(2), "undecided, ln 2", ha="right", va="bottom", color=PALETTE[5], fontsize=8)
+        game.legend(loc="upper left")
+    game.set(title="The game", xlabel="step", ylabel="cross-entropy", xlim=(0, n), ylim=(0, None))
+    if epochs:
+        at = np.arange(1, len(epochs) + 1)
+        errors = [row["mse"] for row in epochs]
+        scores.plot(at, errors, "o-", color=PALETTE[0], ms=3.5)
+        best = int(np.argmin(errors))
+        label = f"best: epoch {best + 1}, IoU {epochs[best]['iou']:.3f}"
+        scores.plot(best + 1, errors[best], "o", ms=8, mfc="none", color=PALETTE[1], label=label)
+        scores.legend(loc="upper right")
+        scores.set(xlim=(0.5, len(epochs) + 0.5), ylim=(0, 1.25 * max(errors)))
+    scores.set(title="Validation", xlabel="epoch", ylabel="MSE, 8-bit scale")
+    scores.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    if samples is not None:
+        panels = parts[1].subplots(1, 3 * len(samples[:3]), squeeze=False)[0]
+        for k, sample in enumerate(samples[:3]):
+            for ax, image, name in zip(
+                panels[3 * k :], (sample[:3], sample[3:4], sample[4:]), ("source", "made", "true"), strict=False
+            ):
+                show(ax, image)
+                ax.set_title(name, fontsize=8, fontweight="normal", pad=3)
+    return figure
+
+
+def _curve(ax: plt.Axes, values: list[float], colour: str, label: str | None = None) -> None:
+    """A noisy series: every value faint, and its running mean."""
+    series = np.asarray(values, dtype=float)
+    window = max(1, len(series) // 40)
+    ax.plot(np.arange(1, len(series) + 1), series, color=colour, lw=0.5, alpha=0.25)
+    mean = np.convolve(series, np.ones(window) / window, mode="valid")
+    ax.plot(np.arange(len(mean)) + (window + 1) / 2, mean, color=colour, label=label)
+
+
 def fixed_point_figure(view: FixedPointView) -> Figure:
     """What a fixed-point mapping does to a photograph: result, a part enlarged, error map, codes in use.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import importlib
 import importlib.metadata
 import io
@@ -13,6 +14,7 @@ import logging
 import os
 import platform
 import random
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -42,6 +44,7 @@ DATA = ROOT / "data"
 CACHE = DATA / "cache"
 FIGURES = ROOT / "figures"
 RESULTS = DATA / "results"
+WEIGHTS = DATA / "weights"
 
 
 # --- one start for every notebook and command -------------------------------------------------
@@ -119,6 +122,16 @@ def cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores" + (", AMX" if "amx_int8" in text else "")
 
 
+def peak_memory_gib() -> float | None:
+    """Most memory that this process has held at once, GiB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Versions of the named distributions that are installed; of the main ones when none is named."""
     found = {}
@@ -169,6 +182,7 @@ OPTIONAL = {
     "torchao": "pip install torchao",
     "openvino": "pip install openvino",
     "onnxruntime": "pip install onnxruntime",
+    "tensorboard": "pip install tensorboard; training shows its curves without it",
     "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU; OpenVINO works without it",
     "pytorch_nndct": _AMD,
     "xir": _AMD,
@@ -273,7 +287,7 @@ def write_json(path: str | os.PathLike, data: object) -> None:
 
 
 def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], header: dict[str, str]) -> None:
-    """Write tensors as safetensors, whole or not at all.
+    """Write tensors as safetensors with a checksum, whole or not at all.
 
     Args:
         path: Where.
@@ -289,9 +303,52 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, torch.Tensor], hea
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata=header)
+            save_file(tensors, temporary, metadata=header | {_DIGEST: _digest(tensors, header)})
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from None
+
+
+def read_tensors(path: str | os.PathLike, want: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and header of a safetensors file, as they were written; without a checksum they are taken as they are.
+
+    Args:
+        path: The file.
+        want: What it should be, for errors.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        IntegrityError: If the file is truncated, none of safetensors, or its content is not what was written.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    again = "Delete it, or save or copy it again."
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(str(path), expected=want, got=str(error), remedy=again) from None
+    digest = header.pop(_DIGEST, None)
+    if digest is not None and digest != (found := _digest(tensors, header)):
+        got = f"content with the SHA-256 {found} instead of {digest}"
+        raise IntegrityError(str(path), expected=want, got=got, remedy=again)
+    return tensors, header
+
+
+_DIGEST = "sha256"  # the header's key
+
+
+def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
+    """SHA-256 of names, types, shapes, values and header, in an order of their own."""
+    import torch
+
+    total = hashlib.sha256(json.dumps(sorted(header.items())).encode())
+    for name, value in sorted(tensors.items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
 
 
 def registry() -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from i2ilib import cli, models
 from i2ilib.frames import open_clip, write_image
 from i2ilib.models import Generator
 from i2ilib.quant import quantise
-from i2ilib.train import MattingTask, fit
+from i2ilib.train import MattingTask
 
 
 @pytest.fixture(scope="module")
@@ -347,23 +347,26 @@ def test_quantise_refuses(call, weights, picture, tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Four 256 x 256 frames in the VideoMatte240K layout."""
+    """Two clips of four frames in the VideoMatte240K layout; two frames for training, five patches each."""
     root = tmp_path_factory.mktemp("clips")
-    for kind in ("fgr/walk", "pha/walk", "bgr"):
+    for kind in ("fgr/walk", "pha/walk", "fgr/wave", "pha/wave", "bgr"):
         (root / "train" / kind).mkdir(parents=True)
-    for i in range(4):
-        Image.new("RGB", (256, 256), (200, 150, 100)).save(root / f"train/fgr/walk/{i}.png")
-        alpha = Image.new("L", (256, 256))
-        alpha.paste(255, (30 * i, 50, 30 * i + 100, 200))
-        alpha.save(root / f"train/pha/walk/{i}.png")
-    Image.new("RGB", (256, 256), (0, 0, 60)).save(root / "train/bgr/walk.png")
+    for clip, shift in (("walk", 30), ("wave", -30)):
+        for i in range(4):
+            Image.new("RGB", (512, 256), (200, 150, 100)).save(root / f"train/fgr/{clip}/{i}.png")
+            alpha = Image.new("L", (512, 256))
+            alpha.paste(255, (120 + shift * i, 50, 320 + shift * i, 200))
+            alpha.save(root / f"train/pha/{clip}/{i}.png")
+        Image.new("RGB", (512, 256), (0, 0, 60)).save(root / f"train/bgr/{clip}.png")
     return root
 
 
 @pytest.fixture
 def train(call, data, tmp_path):
+    """``i2i train`` for four steps; four more with ``--epochs=2``."""
+
     def run(*more, out=tmp_path / "m.safetensors", data=data):
-        return call("train", data, out, "--steps=4", "--batch=1", "--width=4", "--json", *more)
+        return call("train", data, out, "--preset=smoke", "--epochs=1", "--patches=4", "--width=4", "--json", *more)
 
     return run
 
@@ -371,44 +374,94 @@ def train(call, data, tmp_path):
 def test_train_then_matte(train, matte, data, tmp_path):
     code, out, err = train()
     told = json.loads(out)
-    assert (code, err) == (0, []) and told["steps"] == 4 and 0 < told["l1"] < 2
+    assert (code, err) == (0, []) and (told["steps"], told["processes"]) == (4, 1)
+    assert told["model"] == str(tmp_path / "m.safetensors")
+    assert 0 < told["l1"] < 2 and {"discriminator", "adversarial"} <= told.keys()
+    assert told["seconds"] > 0 and 0 <= told["waiting"] < 1
+    (scores,) = told["epochs"]
+    assert 0 <= scores["iou"] <= 1 and 0 < scores["mse"] < 255**2
+    with Image.open(tmp_path / "m/progress.png") as picture:
+        assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "checkpoint.safetensors", "epoch_01.safetensors", "progress.png",
+    ]  # fmt: skip
     code, out, _ = matte(data / "train/fgr/walk", model=tmp_path / "m.safetensors")
     assert code == 0 and len(json.loads(out)["written"]) == 4
 
 
+def test_train_tells_people(call, data, tmp_path):
+    out = tmp_path / "m.safetensors"
+    code, told, _ = call("train", data, out, "--preset=smoke", "--epochs=1", "--patches=2", "--width=4")
+    scores, files = told.splitlines()
+    assert code == 0 and scores.startswith("epoch 1 of 1: validation iou 0.")
+    assert files == f"weights: {out}; curves and samples: {tmp_path}/m/progress.png"
+
+
+def test_train_options_reach_the_weights(train, data, tmp_path):
+    options = ["--clip=wave", "--clip=walk", "--epochs=2", "--patches=7", "--batch=3", "--stride=128", "--seed=5"]
+    code, out, err = train(*options, "--mode=foreground", "--precision=float32")
+    told = json.loads(out)
+    assert (code, err) == (0, []) and told["steps"] == 4 and len(told["epochs"]) == 2
+    _, meta = models.load(tmp_path / "m.safetensors")
+    wanted = {"width": 4, "discriminator_width": 4, "epochs": 2, "patches": 7, "batch": 3, "stride": 128, "seed": 5}
+    wanted |= {"mode": "foreground", "precision": "float32", "clip": "wave, walk", "frames": [0, 1]}
+    assert wanted.items() <= meta["trained"].items()
+    best = min(told["epochs"], key=lambda scores: scores["mse"])
+    assert meta["trained"]["validation"] == best
+
+
+def test_train_writes_events(train, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
+    assert train("--tensorboard", "--save-every=0")[0] == 0
+    events = accumulator(str(tmp_path / "m/events")).Reload()
+    assert [event.step for event in events.Scalars("step/l1")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("validation/mse")] == [4]
+    assert (tmp_path / "m/progress.png").exists()
+
+
 def test_an_interrupted_training_goes_on(train, tmp_path, monkeypatch):
-    monkeypatch.setitem(fit.__kwdefaults__, "save_every", 2)
     whole, step, taken = tmp_path / "whole.safetensors", MattingTask.step, []
 
-    def interrupted(self, index):
+    def interrupted(self, index, batch):
         taken.append(index)
         if index == 3 and taken.count(3) == 1:
             raise KeyboardInterrupt
-        return step(self, index)
+        return step(self, index, batch)
 
     assert train(out=whole)[0] == 0
     monkeypatch.setattr(MattingTask, "step", interrupted)
-    code, out, err = train()
-    assert code == 130 and out == "" and err[-1] == "i2i: interrupted; the same command goes on from here"
-    assert "from step 2" in err[0]
+    code, out, err = train("--save-every=0")
+    assert code == 130 and out == "" and err == ["i2i: interrupted; the same command goes on from here"]
     assert not (tmp_path / "m.safetensors").exists()
     code, out, _ = train()
-    assert code == 0 and json.loads(out)["steps"] == 4 and taken == [0, 1, 2, 3, 2, 3]
+    assert code == 0 and json.loads(out)["steps"] == 4 and taken == [0, 1, 2, 3, 3]
     one, two = (models.load(tmp_path / name)[0].state_dict() for name in ("m.safetensors", "whole.safetensors"))
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 def test_train_refuses(train, tmp_path):
     assert_refused(train(data=tmp_path / "absent"), "absent", "VideoMatte240K")
-    assert_refused(train("--clip=run"), "clip", "'run'", "walk")
+    assert_refused(train("--clip=run"), "clip", "'run'", "walk or wave")
+    assert_refused(train("--memory=0.0001"), "budget_bytes", "1048576 bytes for 2 frames")
     assert_refused(train("--width=0"), "width")
     assert_refused(train("--batch=0"), "batch", "at least 1")
-    assert_refused(train("--steps=0"), "steps", "at least 1")
+    assert_refused(train("--batch=5"), "batch", "at most the 4 patches")
+    assert_refused(train("--epochs=0"), "epochs", "at least 1")
+    assert_refused(train("--patches=0"), "patches", "at least 1")
+    assert_refused(train("--stride=0"), "stride")
     assert_refused(train(out=tmp_path / "m.pt"), "m.pt", ".safetensors")
+    assert not list(tmp_path.iterdir())
     assert train()[0] == 0
     assert_refused(train("--width=8"), tmp_path / "m/checkpoint.safetensors", "width=4 instead of 8")
     cut(tmp_path / "m/checkpoint.safetensors")
     assert_refused(train(), tmp_path / "m/checkpoint.safetensors", "Delete it")
+
+
+@pytest.mark.parametrize("option", ["--preset=huge", "--mode=green", "--precision=int8", "--epochs=many", "--steps=4"])
+def test_train_options_that_are_none(train, option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train(option)
+    assert stopped.value.code == 2 and option[2:].split("=")[0] in capsys.readouterr().err
 
 
 def test_a_full_disk_is_told_in_one_line(train, tmp_path, monkeypatch):
@@ -422,4 +475,5 @@ def test_a_full_disk_is_told_in_one_line(train, tmp_path, monkeypatch):
         raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(safetensors.torch, "save_file", rust)
-    assert_refused(train(), tmp_path / "m" / "checkpoint.safetensors", "No space left on device")
+    assert_refused(train("--save-every=0"), tmp_path / "m" / "checkpoint.safetensors", "No space left on device")
+    assert_refused(train(), tmp_path / "m" / "epoch_01.safetensors", "No space left on device")

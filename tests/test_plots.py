@@ -95,3 +95,54 @@ def test_to_image_refuses(bad):
 def test_matte_panels_refuse(shape):
     with pytest.raises(I2IError, match="same pixels"):
         plots.matte_panels(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4), torch.zeros(shape))
+
+
+STEPS = {"l1": [1.0, 0.5, 0.25, 0.2], "discriminator": [0.7, 0.6, 0.5, 0.4], "adversarial": [0.7, 0.9, 1.1, 1.3]}
+EPOCHS = [{"iou": 0.5, "mse": 30.0}, {"iou": 0.75, "mse": 10.0}, {"iou": 0.7, "mse": 12.0}]
+
+
+def test_training_shows_losses_and_the_best_epoch():
+    figure = plots.training(STEPS, EPOCHS)
+    losses, game, scores = figure.axes
+    for line in losses.lines:  # four steps: the running mean of one value is the value
+        assert line.get_xdata().tolist() == [1, 2, 3, 4] and line.get_ydata().tolist() == STEPS["l1"]
+    assert losses.get_yscale() == "log" and "step" in losses.get_xlabel()
+    named = {text.get_text() for text in game.get_legend().get_texts()}
+    assert named == {"adversarial", "discriminator"}
+    drawn = [list(line.get_ydata()) for line in game.lines]
+    assert STEPS["discriminator"] in drawn and STEPS["adversarial"] in drawn
+    assert [np.log(2)] * 2 in [pytest.approx(values) for values in drawn if len(values) == 2]
+    curve, ring = scores.lines
+    assert curve.get_xdata().tolist() == [1, 2, 3] and list(curve.get_ydata()) == [30, 10, 12]
+    assert (list(np.ravel(ring.get_xdata())), list(np.ravel(ring.get_ydata()))) == ([2], [10])
+    (label,) = scores.get_legend().get_texts()
+    assert "epoch 2" in label.get_text() and "0.750" in label.get_text()
+
+
+def test_training_smooths_a_long_series():
+    values = [1.0, 3.0] * 400  # the mean over any even window is 2
+    losses = plots.training({"l1": values}, []).axes[0]
+    raw, mean = (np.asarray(line.get_ydata()) for line in losses.lines)
+    assert raw.tolist() == values
+    np.testing.assert_allclose(mean, 2.0)
+    x = losses.lines[1].get_xdata()
+    assert x[0] > 1 and x[-1] < 800 and (x[0] + x[-1]) / 2 == pytest.approx(400.5)  # centred on what it averages
+
+
+def test_training_without_a_judge_or_an_epoch():
+    figure = plots.training({"l1": STEPS["l1"]}, [])
+    assert [len(ax.lines) for ax in figure.axes] == [2, 0, 0]
+    figure.canvas.draw()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_training_shows_samples(n):
+    samples = torch.rand(n, 5, 6, 8)
+    figure = plots.training(STEPS, EPOCHS, samples)
+    panels = [ax for ax in figure.axes if ax.images]
+    assert [ax.get_title(loc="left") for ax in panels] == ["source", "made", "true"] * n
+    for k, sample in enumerate(samples):
+        for ax, part in zip(panels[3 * k :], (sample[:3], sample[3:4], sample[4:]), strict=False):
+            np.testing.assert_allclose(ax.images[0].get_array(), plots.to_image(part))
+            assert ax.images[0].get_clim() == (0, 1)
+    figure.canvas.draw()

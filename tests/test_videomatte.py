@@ -233,15 +233,25 @@ def test_patch_dataset_default_size_and_foreground_mode(root):
     assert len(data) == 1 and data[0][0].shape == (3, 256, 256) and data[0][1].shape == (1, 256, 256)
 
 
-def test_random_patches_repeat_by_seed_and_change_by_epoch(root):
+def test_patches_of_several_clips_and_sizes_follow_each_other(root):
     (clip,) = clips(root)
-    a, b, c = (PatchDataset([clip, clip], patch=32, samples=40, seed=seed) for seed in (1, 1, 2))
-    assert len(a) == 40
+    data = PatchDataset([clip, clip], [0, 3], patch=32, stride=20)
+    each = Grid(64, 96, patch=32, stride=20).positions  # the last row and column are aligned with the edge
+    assert len(data) == 4 * len(each)
+    for index in (0, len(each) - 1, len(each), 3 * len(each) + 7):
+        y, x = each[index % len(each)]
+        whole = matting_frame(clip, [0, 3][index // len(each) % 2])
+        torch.testing.assert_close(data[index][0], whole[0][:, y : y + 32, x : x + 32], atol=0.5 / 255 + 1e-6, rtol=0)
+
+
+def test_mirrors_repeat_by_seed_and_change_by_epoch(root):
+    (clip,) = clips(root)
+    a, b, c = (PatchDataset(clip, patch=32, stride=16, flip=True, seed=seed) for seed in (1, 1, 2))
     assert all(torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
-    assert sum(torch.equal(x[0], y[0]) for x, y in zip(a, c, strict=True)) < 10
-    first = a[0][0].clone()
-    a.epoch = 1
-    assert not torch.equal(a[0][0], first)
+    assert any(not torch.equal(x[0], y[0]) for x, y in zip(a, c, strict=True))
+    b.epoch = 1
+    assert any(not torch.equal(x[0], y[0]) for x, y in zip(a, b, strict=True))
+    assert all(torch.equal(a.cut(i, 1)[0], b[i][0]) for i in range(len(a)))
 
 
 def test_flip_mirrors_source_and_alpha_together(root):
@@ -264,7 +274,7 @@ def test_memory_budget_is_kept(root):
     (clip,) = clips(root)
     needed = 4 * 4 * 64 * 96
     data = PatchDataset(clip, patch=32, stride=32, budget_bytes=needed)
-    held = sum(f.nbytes for f in data._frames)
+    held = sum(f.nbytes for f in data.frames)
     assert held == data.nbytes == needed
     with pytest.raises(I2IError, match=f"budget_bytes={needed - 1}, got {needed} bytes for 4 frames"):
         PatchDataset(clip, patch=32, stride=32, budget_bytes=needed - 1)

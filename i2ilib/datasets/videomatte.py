@@ -12,15 +12,19 @@ The data set: Lin et al., "Real-Time High-Resolution Background Matting", CVPR 2
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm.auto import tqdm
 
 from .. import patches
 from ..errors import FrameError, I2IError
@@ -306,15 +310,16 @@ class PatchDataset(torch.utils.data.Dataset):
         stride: Distance between patches, pixels; the paper's 64.
         mode: As in :func:`matting_frame`.
         bgr: Background (3, H, W) for ``composite`` instead of the clips' own.
-        samples: When given, an epoch holds this many patches at random positions instead of the strided grid.
         flip: Mirror patches left to right at random.
-        seed: Of positions and mirrors; an item is a function of the seed, the epoch and its index.
+        seed: Of the mirrors; a patch is a function of the seed, the epoch and its index.
         budget_bytes: Most memory that frames may take; the data set stops with an error rather than swap.
+        progress: Show a bar while frames are decoded.
 
     Items are source (3, patch, patch) and alpha (1, patch, patch), float32, sRGB codes in [0, 1].
 
     Raises:
         I2IError: If the frames do not fit in the budget, or there are none.
+        FrameError: If a frame cannot be decoded.
     """
 
     def __init__(
@@ -322,14 +327,14 @@ class PatchDataset(torch.utils.data.Dataset):
         clip: Clip | Sequence[Clip],
         indices: Sequence[int] | None = None,
         *,
-        patch: int = 256,
+        patch: int = patches.PATCH,
         stride: int = 64,
         mode: Literal["composite", "foreground"] = "composite",
         bgr: torch.Tensor | None = None,
-        samples: int | None = None,
         flip: bool = False,
         seed: int = 0,
         budget_bytes: int = 4 * 2**30,
+        progress: bool = False,
     ):
         chosen = [clip] if isinstance(clip, Clip) else list(clip)
         frames = [(c, i) for c in chosen for i in (range(len(c)) if indices is None else indices)]
@@ -344,33 +349,39 @@ class PatchDataset(torch.utils.data.Dataset):
                 got=f"{self.nbytes} bytes for {len(frames)} frames",
                 remedy="Use fewer frames (indices=), or raise the budget.",
             )
-        self.patch, self.flip, self.seed, self.samples, self.epoch = patch, flip, seed, samples, 0
-        self._frames = [self._load(matting_frame(c, i, mode=mode, bgr=bgr), patch) for c, i in frames]
-        self._where = []
-        if samples is None:
-            grids = [Grid(*size, patch=patch, stride=stride) for size in sizes]
-            self._where = [(k, at) for k, grid in enumerate(grids) for at in grid.positions]
+        self.patch, self.flip, self.seed, self.epoch = patch, flip, seed, 0
+        self._grids = [Grid(*size, patch=patch, stride=stride) for size in sizes]
+        self._ends = list(itertools.accumulate(len(grid) for grid in self._grids))
+        plates = {c.name: c.background if bgr is None and mode == "composite" else bgr for c in chosen}
 
-    @staticmethod
-    def _load(pair: tuple[torch.Tensor, torch.Tensor], patch: int) -> torch.Tensor:
-        """Source and alpha as codes (4, H, W) uint8, scaled to whole patches."""
-        return patches.fit(torch.cat(pair)[None], patch=patch)[0].mul(255).round().to(torch.uint8)
+        def load(frame: tuple[Clip, int]) -> torch.Tensor:
+            """Source and alpha as codes (4, H, W) uint8, scaled to whole patches."""
+            c, i = frame
+            pair = matting_frame(c, i, mode=mode, bgr=plates[c.name])
+            return patches.fit(torch.cat(pair)[None], patch=patch)[0].mul(255).round().to(torch.uint8)
+
+        # a video has one reader and is decoded in order; single images do not wait for each other
+        readers = 1 if any(c.fgr[0].suffix.lower() in VIDEOS for c in chosen) else 2
+        with ThreadPoolExecutor(readers) as pool:
+            loaded = pool.map(load, frames)
+            self.frames = list(tqdm(loaded, "frames", len(frames), leave=False, unit="frame", disable=not progress))
 
     def __len__(self) -> int:
-        return len(self._where) if self.samples is None else self.samples
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.cut(index, self.epoch)
+
+    def cut(self, index: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A patch as it is seen in an epoch; safe to call from several threads."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rng = np.random.default_rng([self.seed, self.epoch, index])
-        if self.samples is None:
-            k, (y, x) = self._where[index]
-        else:
-            k = int(rng.integers(len(self._frames)))
-            _, h, w = self._frames[k].shape
-            y, x = int(rng.integers(h - self.patch + 1)), int(rng.integers(w - self.patch + 1))
-        both = self._frames[k][:, y : y + self.patch, x : x + self.patch]
-        if self.flip and rng.random() < 0.5:
+        k = bisect.bisect_right(self._ends, index)
+        grid = self._grids[k]
+        row, column = divmod(index - (self._ends[k] - len(grid)), grid.columns)
+        y, x = grid.tops[row], grid.lefts[column]
+        both = self.frames[k][:, y : y + self.patch, x : x + self.patch]
+        if self.flip and np.random.default_rng([self.seed, epoch, index]).random() < 0.5:
             both = both.flip(-1)
         both = both.float().div(255)
         return both[:3], both[3:]

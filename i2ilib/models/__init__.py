@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import I2IError, IntegrityError
-from ..runtime import write_tensors
+from ..runtime import WEIGHTS, read_tensors, write_tensors
 from .pix2pix import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from .srunet import SRUNet, SRUNetConfig, load_published, reparametrise
 from .unet import UNet, UNetConfig
@@ -28,6 +28,7 @@ __all__ = [
     "build",
     "load",
     "load_published",
+    "pretrained",
     "reparametrise",
     "save",
 ]
@@ -87,17 +88,12 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict]:
         IntegrityError: If it is no safetensors file, was not written by :func:`save`, names an unknown model, or its
             tensors do not fit the configuration.
     """
-    from safetensors import SafetensorError, safe_open
-
     want = "a model written by i2ilib.models.save"
     try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_KEY)
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        state, headers = read_tensors(path, want)
     except FileNotFoundError:
         raise I2IError(str(path), expected=want, got="no file") from None
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(str(path), expected=want, got=str(error), remedy="Save or copy it again.") from None
+    header = headers.get(_KEY)
     if header is None:
         raise IntegrityError(str(path), expected=want, got="safetensors without a model's name and configuration")
     try:
@@ -109,3 +105,19 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict]:
         got = " ".join(str(error).split())[:300]
         raise IntegrityError(str(path), expected=want, got=got) from None
     return model.eval(), meta
+
+
+def pretrained(name: str) -> tuple[nn.Module, dict]:
+    """A model that comes with the project, as :func:`load` gives it.
+
+    Args:
+        name: A file in ``data/weights`` without its suffix; the folder's README says how each was trained.
+
+    Raises:
+        I2IError: If there is none of that name.
+    """
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.exists():
+        known = ", ".join(sorted(p.stem for p in WEIGHTS.glob("*.safetensors"))) or "none here"
+        raise I2IError("pretrained", expected=f"one of data/weights ({known})", got=repr(name))
+    return load(path)

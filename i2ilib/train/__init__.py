@@ -1,6 +1,6 @@
 """Training: one loop, one checkpoint format; tasks plug in."""
 
-from .loop import Task, fit
-from .matting import MattingConfig, MattingTask, clip_batches, train_matting
+from .loop import History, Task, fit
+from .matting import MattingConfig, MattingData, MattingTask, matting_config, train_matting
 
-__all__ = ["MattingConfig", "MattingTask", "Task", "clip_batches", "fit", "train_matting"]
+__all__ = ["History", "MattingConfig", "MattingData", "MattingTask", "Task", "fit", "matting_config", "train_matting"]

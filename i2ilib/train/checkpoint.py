@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import IntegrityError
-from ..runtime import write_tensors
+from ..runtime import read_tensors, write_tensors
 
 _KEY = "i2ilib-checkpoint"
 
@@ -20,6 +20,7 @@ def save(
     modules: dict[str, nn.Module],
     optimisers: dict[str, torch.optim.Optimizer],
     about: dict,
+    history: dict[str, list[float]],
 ) -> None:
     """Write a checkpoint.
 
@@ -27,9 +28,11 @@ def save(
         path: Where; the old file stays until the new one is whole.
         modules: Networks by name.
         optimisers: Optimisers by name.
-        about: JSON values: the step, the configuration, the history of losses.
+        about: JSON values; ``about["config"]`` is the configuration.
+        history: One number a step, by name.
     """
-    tensors, groups = {}, {}
+    groups = {}
+    tensors = {f"history/{name}": torch.tensor(values, dtype=torch.float64) for name, values in history.items()}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{key}": value for key, value in module.state_dict().items()}
     for name, optimiser in optimisers.items():
@@ -47,7 +50,7 @@ def load(
     modules: dict[str, nn.Module],
     optimisers: dict[str, torch.optim.Optimizer],
     expected: dict | None = None,
-) -> dict:
+) -> tuple[dict, dict[str, list[float]]]:
     """Restore modules and optimisers in place.
 
     Args:
@@ -57,22 +60,19 @@ def load(
         expected: The configuration that the checkpoint must have been made with; None accepts any.
 
     Returns:
-        ``about`` as it was saved.
+        ``about`` and ``history`` as they were saved.
 
     Raises:
         IntegrityError: If the file is truncated, foreign, of another configuration, or does not fit the modules.
     """
-    from safetensors import SafetensorError, safe_open
-
     want = "a whole checkpoint of this training"
+    tensors, headers = read_tensors(path, want)
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        header = json.loads(headers[_KEY])
         about, groups = header["about"], header["groups"]
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         remedy = "Delete it to start afresh."
-        raise IntegrityError(str(path), expected=want, got=str(error) or type(error).__name__, remedy=remedy) from None
+        raise IntegrityError(str(path), expected=want, got=f"no {error}", remedy=remedy) from None
     if expected is not None and about.get("config") != expected:
         old, both = about.get("config") or {}, {*expected, *(about.get("config") or {})}
         changed = ", ".join(
@@ -92,6 +92,12 @@ def load(
                     index, field = key.split("/")[2:]
                     state.setdefault(int(index), {})[field] = value
             optimiser.load_state_dict({"state": state, "param_groups": groups[name]})
+            for parameter, values in optimiser.state.items():  # fused kernels pair them by their place in memory
+                for key, value in values.items():
+                    if value.shape == parameter.shape:
+                        values[key] = torch.empty_like(parameter).copy_(value)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise IntegrityError(str(path), expected=want, got=" ".join(str(error).split())[:300]) from None
-    return about
+        got, remedy = " ".join(str(error).split())[:300], "Use another folder, or delete it."
+        raise IntegrityError(str(path), expected=want, got=got, remedy=remedy) from None
+    history = {k.removeprefix("history/"): v.tolist() for k, v in tensors.items() if k.startswith("history/")}
+    return about, history

@@ -3,51 +3,140 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import update_bn
 
-from .. import colour, models, patches
+from .. import colour, metrics, models, patches
 from ..datasets import videomatte
 from ..errors import I2IError
 from ..models import Discriminator, Generator
-from .loop import fit
-
-Batches = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+from ..runtime import atomic_path
+from . import parallel
+from .batches import Batches
+from .loop import History, fit
+from .parallel import World
+from .speed import lay_out
 
 
 @dataclasses.dataclass(frozen=True)
 class MattingConfig:
-    """How the matting GAN is trained; the losses are those of pix2pix."""
+    """How the matting GAN is trained; the defaults are the paper's, and pix2pix's where the paper is silent."""
 
-    width: int = 16  # filters of the first convolution; 64 is the published generator
-    discriminator_width: int = 16
+    width: int = 64  # filters of the first convolution; 64 is the published generator
+    discriminator_width: int = 64
     order: str = "dpu"  # of the generator's operators
-    dropout: float = 0.5  # in the middle decoder blocks, as pix2pix trains
+    dropout: float = 0.5  # in the middle decoder blocks
     q_in: int = 1  # the network sees [-q_in, q_in] and answers in [-1, 1], as tanh does
     learning_rate: float = 2e-4
     beta1: float = 0.5  # of Adam
     l1_weight: float = 100.0  # λ
     adversarial_weight: float = 1.0  # 0 trains on L1 alone
     decay_from: float = 0.5  # share of the steps after which the learning rate falls linearly to zero
-    steps: int = 2000  # in all; sets the decay
-    batch: int = 2  # patches a step; the paper's is 1
-    mode: str = "composite"  # the figure before a background; "foreground" is what the paper feeds
+    freeze_from: float = 0.5  # share of the steps after which the generator's BatchNorm keeps its statistics
+    epochs: int = 10
+    patches: int | None = None  # an epoch, drawn anew each time; all of the grid when None
+    stride: int = 64  # pixels between the patches of a frame
+    flip: bool = True  # mirror half of the patches
+    batch: int = 1  # patches a step, over all processes
+    mode: str = "auto"  # "composite": before the background plate; "foreground": without, as in the paper; or what fits
     precision: str = "bf16"  # of the convolutions: "bf16" or "float32"; weights and losses stay float32
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in ("bf16", "float32"):
             raise I2IError("precision", expected="'bf16' or 'float32'", got=repr(self.precision))
+        if self.mode not in ("auto", "composite", "foreground"):
+            raise I2IError("mode", expected="auto, composite or foreground", got=repr(self.mode))
         if self.q_in not in colour.Q_VALUES:
             raise I2IError("q_in", expected="a power of two from 1 to 128", got=self.q_in)
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise I2IError(name, expected="at least 1", got=getattr(self, name))
+        if self.seed < 0:
+            raise I2IError("seed", expected="at least 0", got=self.seed)
+        for name in ("epochs", "batch", "patches"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise I2IError(name, expected="at least 1", got=value)
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "smoke": {"width": 8, "discriminator_width": 8, "epochs": 2, "patches": 20},
+    "quick": {"width": 16, "discriminator_width": 16, "epochs": 10, "patches": 400},
+    "full": {},
+}
+
+
+def matting_config(preset: str, **fields: object) -> MattingConfig:
+    """The configuration of a preset: smoke (seconds), quick (minutes on two cores), full (the paper's; a GPU).
+
+    Args:
+        preset: "smoke", "quick" or "full".
+        **fields: Single fields of :class:`MattingConfig` to set.
+
+    Raises:
+        I2IError: If there is no such preset, or a field has a value that cannot be.
+
+    Example:
+        >>> matting_config("quick", batch=2).patches
+        400
+    """
+    if preset not in PRESETS:
+        raise I2IError("preset", expected=" or ".join(PRESETS), got=repr(preset))
+    return MattingConfig(**PRESETS[preset] | fields)
+
+
+def settle_mode(config: MattingConfig, clips: Sequence[videomatte.Clip]) -> MattingConfig:
+    """The configuration with "auto" decided: composite where every clip has a background plate, else foreground."""
+    if config.mode != "auto":
+        return config
+    return dataclasses.replace(config, mode="composite" if all(clip.plate for clip in clips) else "foreground")
+
+
+@dataclasses.dataclass(frozen=True)
+class MattingData:
+    """The frames of a training, in memory as 8-bit codes."""
+
+    training: videomatte.PatchDataset
+    validation: videomatte.PatchDataset | None = None
+
+    @classmethod
+    def of_clips(
+        cls,
+        clips: videomatte.Clip | Sequence[videomatte.Clip],
+        config: MattingConfig,
+        *,
+        budget_bytes: int = 4 * 2**30,
+        progress: bool = True,
+    ) -> MattingData:
+        """Split clips in time, 57 to 11 to 7, and hold the first two parts.
+
+        Args:
+            clips: One or several, all of the same number of frames.
+            config: Mode, stride, mirrors and seed.
+            budget_bytes: Most memory that the frames may take.
+            progress: Show a bar while they are decoded.
+
+        Raises:
+            I2IError: If the frames do not fit in the budget, or there are too few.
+        """
+        chosen = [clips] if isinstance(clips, videomatte.Clip) else list(clips)
+        split = videomatte.paper_split(min(len(clip) for clip in chosen))
+        common = {"mode": settle_mode(config, chosen).mode, "progress": progress}
+        training = videomatte.PatchDataset(
+            chosen, split.train, stride=config.stride, flip=config.flip, seed=config.seed,
+            budget_bytes=budget_bytes, **common,
+        )  # fmt: skip
+        left = budget_bytes - training.nbytes
+        validation = videomatte.PatchDataset(
+            chosen, split.validation, stride=patches.PATCH, budget_bytes=left, **common
+        )
+        return cls(training, validation)
 
 
 class MattingTask:
@@ -55,99 +144,207 @@ class MattingTask:
 
     Args:
         config: Sizes and rates.
-        batches: Gives the batch of a step by its index: source (N, 3, H, W) and alpha (N, 1, H, W), float32 in
-            [0, 1], sRGB and coverage.
+        data: What to train and validate on; or any function from a step to (source, alpha) with an attribute
+            ``steps_per_epoch``: source (N, 3, H, W) and alpha (N, 1, H, W), float32 in [0, 1], sRGB and coverage.
         device: Where to train.
+        folder: Where the generator of every epoch is kept, ``epoch_01.safetensors`` and so on; nowhere when None.
+        about: JSON values that belong to the configuration and are kept with it: the clip, its frames.
+        world: This process among those that train together.
+
+    Attributes:
+        samples: What the last epoch's generator makes of up to three validation patches: (N, 5, 256, 256) float32 in
+            [0, 1], sRGB source, made matte and true matte; None before.
     """
 
-    def __init__(self, config: MattingConfig, batches: Batches, *, device: str = "cpu"):
-        self.options, self.batches, self.device = config, batches, torch.device(device)
-        self.config = dataclasses.asdict(config)
+    def __init__(
+        self,
+        config: MattingConfig,
+        data: MattingData | Batches,
+        *,
+        device: str = "cpu",
+        folder: str | os.PathLike | None = None,
+        about: dict | None = None,
+        world: World | None = None,
+    ):
+        self.options, self.device, self.world = config, torch.device(device), world or World()
+        self.folder, self.about = None if folder is None else Path(folder), about or {}
+        self.config, self.epochs = self.about | dataclasses.asdict(config), config.epochs
+        self.data = data if isinstance(data, MattingData) else None
+        self.samples: torch.Tensor | None = None
+        self.batches = data
+        if self.data:
+            self.batches = Batches(
+                data.training, batch=config.batch, per_epoch=config.patches, seed=config.seed, world=self.world
+            )
         torch.manual_seed(config.seed)
-        generator = Generator(out_channels=1, width=config.width, order=config.order, dropout=config.dropout)
-        self.modules: dict[str, nn.Module] = {"generator": generator}
+        self.modules: dict[str, nn.Module] = {"generator": self._generator(config.dropout)}
         if config.adversarial_weight:
             self.modules["discriminator"] = Discriminator(in_channels=4, width=config.discriminator_width)
-        self.optimisers = {}
+        self.optimisers, self._trained = {}, {}
         for name, module in self.modules.items():
-            module.to(self.device, memory_format=torch.channels_last).train()
+            lay_out(module, self.device).train()
+            self._trained[name] = parallel.distribute(module, self.world)
             betas = (config.beta1, 0.999)
-            self.optimisers[name] = torch.optim.Adam(module.parameters(), config.learning_rate, betas)
+            self.optimisers[name] = torch.optim.Adam(module.parameters(), config.learning_rate, betas, fused=True)
 
-    @property
-    def generator(self) -> Generator:
-        """The network that is kept after training."""
-        return self.modules["generator"]
+    def _generator(self, dropout: float) -> Generator:
+        config = self.options
+        return Generator(out_channels=1, width=config.width, order=config.order, dropout=dropout)
 
-    def step(self, index: int) -> dict[str, float]:
+    def step(self, index: int, batch: tuple[torch.Tensor, ...]) -> dict[str, float]:
         """One step of the discriminator, then one of the generator, as pix2pix alternates them."""
         config = self.options
         torch.manual_seed(config.seed * 1_000_003 + index)  # for dropout: a resumed run draws the same
-        source, alpha = (x.to(self.device, memory_format=torch.channels_last) for x in self.batches(index))
-        source = colour.to_fixed(source, config.q_in)
-        target = colour.to_fixed(alpha, 1)
+        source, alpha = (part.to(self.device, memory_format=torch.channels_last) for part in batch)
+        source, target = colour.to_fixed(source, config.q_in), colour.to_fixed(alpha, 1)
         self._set_rate(index)
+        self._settle_norms(index)
         losses = {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            made = self.generator(source).float()
-            if config.adversarial_weight:
-                losses["discriminator"] = self._train_discriminator(source, made.detach(), target)
-            l1 = F.l1_loss(made, target)
-            loss = config.l1_weight * l1
-            if config.adversarial_weight:
-                fooled = self._judge(source, made, real=True)
-                loss = loss + config.adversarial_weight * fooled
-                losses["adversarial"] = fooled
-        optimiser = self.optimisers["generator"]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # also reaches the discriminator, whose gradients are cleared before its next step
-        optimiser.step()
-        return {name: float(value.detach()) for name, value in (losses | {"l1": l1}).items()}
+        with self._precision():
+            made = self._trained["generator"](source).float()
+        if config.adversarial_weight:
+            losses["discriminator"] = self._train_discriminator(source, made.detach(), target)
+        losses["l1"] = F.l1_loss(made, target)
+        loss = config.l1_weight * losses["l1"]
+        if config.adversarial_weight:
+            judge = self.modules["discriminator"].requires_grad_(False)  # passes gradients on and takes none
+            losses["adversarial"] = self._judge(judge, source, made, real=True)
+            loss = loss + config.adversarial_weight * losses["adversarial"]
+            judge.requires_grad_(True)
+        self._descend("generator", loss)
+        return parallel.average(losses, self.world)
 
     def _train_discriminator(self, source: torch.Tensor, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        optimiser = self.optimisers["discriminator"]
-        loss = 0.5 * (self._judge(source, made, real=False) + self._judge(source, target, real=True))
+        judge = self._trained["discriminator"]
+        loss = 0.5 * (self._judge(judge, source, made, real=False) + self._judge(judge, source, target, real=True))
+        self._descend("discriminator", loss)
+        return loss
+
+    def _judge(self, judge: nn.Module, source: torch.Tensor, matte: torch.Tensor, *, real: bool) -> torch.Tensor:
+        with self._precision():
+            logits = judge(torch.cat([source / self.options.q_in, matte], 1)).float()
+        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+    def _descend(self, name: str, loss: torch.Tensor) -> None:
+        optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        return loss.detach()
 
-    def _judge(self, source: torch.Tensor, matte: torch.Tensor, *, real: bool) -> torch.Tensor:
-        logits = self.modules["discriminator"](torch.cat([source / self.options.q_in, matte], 1)).float()
-        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
+
+    def _settle_norms(self, index: int) -> None:
+        """Let the generator train with the statistics that it will be deployed with, for the last part."""
+        generator = self.modules["generator"]
+        if index == self._frozen_from:
+            generator.load_state_dict(self._estimated().state_dict())
+        for norm in generator.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.train(index < self._frozen_from)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        return self.epochs * self.batches.steps_per_epoch
+
+    @property
+    def _frozen_from(self) -> int:
+        return math.ceil(self.options.freeze_from * self.steps)
 
     def _set_rate(self, index: int) -> None:
-        config = self.options
-        start = config.decay_from * config.steps
-        share = 1.0 if index < start else max(0.0, (config.steps - index) / max(config.steps - start, 1))
+        config, steps = self.options, self.steps
+        start = config.decay_from * steps
+        share = 1.0 if index < start else max(0.0, (steps - index) / max(steps - start, 1))
         for optimiser in self.optimisers.values():
             for group in optimiser.param_groups:
                 group["lr"] = config.learning_rate * share
 
+    # --- after an epoch ---------------------------------------------------------------------------------
 
-def clip_batches(
-    clip: videomatte.Clip, indices: Sequence[int], config: MattingConfig, *, patch: int = patches.PATCH
-) -> Batches:
-    """The batches of every step: patches at random places of the given frames, mirrored half of the time.
+    def deployable(self, done: int | None = None) -> Generator:
+        """A copy of the generator as it will run: no dropout, fixed statistics.
 
-    A batch depends on the seed and the step alone.
+        Args:
+            done: Steps that were taken; all of them when None. Before its statistics are frozen they are estimated.
+        """
+        done = self.steps if done is None else done
+        return (self._copy() if done > self._frozen_from else self._estimated()).eval()
 
-    Args:
-        clip: From :func:`i2ilib.datasets.videomatte.clips`.
-        indices: The training frames.
-        config: Batch, mode, steps and seed.
-        patch: Side of a patch, pixels.
-    """
-    count = config.batch
-    drawn = videomatte.PatchDataset(
-        clip, indices, patch=patch, mode=config.mode, samples=config.steps * count, flip=True, seed=config.seed
-    )
+    def _copy(self) -> Generator:
+        copy = self._generator(dropout=0.0)
+        copy.load_state_dict(self.modules["generator"].state_dict())
+        return copy.to(self.device, memory_format=torch.channels_last)
 
-    def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pairs = [drawn[step * count + i] for i in range(count)]
-        return torch.stack([source for source, _ in pairs]), torch.stack([alpha for _, alpha in pairs])
+    def _estimated(self, samples: int = 128) -> Generator:
+        """A copy of the generator with true statistics.
 
-    return batch
+        BatchNorm's running averages come from batches of one patch, each normalised by itself: they follow the last
+        few dozen patches and miss how patches differ. Here they are taken anew over many patches at once.
+        """
+        copy = self._copy()
+        if self.data:
+            training = self.data.training
+            # drawn at random: every n-th patch of a grid can be a column of it
+            drawn = np.random.default_rng(self.options.seed).permutation(len(training))[:samples]
+            chosen = drawn[: max(16, len(drawn) // 16 * 16)].tolist()  # whole batches: update_bn weighs them alike
+            sources = (torch.stack([training.cut(i, 0)[0] for i in part]) for part in _parts(chosen, 16))
+            with self._precision():
+                mapped = (colour.to_fixed(source.to(self.device), self.options.q_in) for source in sources)
+                update_bn((m.contiguous(memory_format=torch.channels_last) for m in mapped), copy)
+        return copy
+
+    def finish_epoch(self, epoch: int) -> dict[str, float]:
+        """Score the generator on the validation frames and keep it with its scores."""
+        model = self.deployable(epoch * self.batches.steps_per_epoch)
+        scores = self.validate(model)
+        if self.folder is not None:
+            trained = self.config | {"epoch": epoch, "validation": scores}
+            path = self.folder / f"epoch_{epoch:02d}.safetensors"
+            models.save(path, model, task="matting", colour="srgb", q_in=self.options.q_in, trained=trained)
+        return scores
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """IoU (threshold one half) and MSE (8-bit scale), means over the validation frames; none without them."""
+        if self.data is None or self.data.validation is None:
+            return {}
+        frames = self.data.validation.frames
+        pairs = [self.predict(model, frame) for frame in frames]
+        spread = sorted({len(frames) * k // 3 for k in range(3)})
+        self.samples = torch.cat([_busiest(frames[i], *pairs[i]) for i in spread])
+        return {
+            "iou": sum(metrics.iou(made, true) for made, true in pairs) / len(pairs),
+            "mse": sum(metrics.mse(made, true, scale=255) for made, true in pairs) / len(pairs),
+        }
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, frame: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The matte of a frame, and the true one.
+
+        Args:
+            model: A generator in evaluation mode.
+            frame: (4, H, W) uint8 from :attr:`PatchDataset.frames`.
+
+        Returns:
+            Two tensors (1, 1, H, W) float32 in [0, 1].
+        """
+        source, alpha = frame[None, :3].float().div(255), frame[None, 3:].float().div(255)
+        made = []
+        for _, batch in patches.iter_batches(colour.to_fixed(source, self.options.q_in), batch=8):
+            with self._precision():
+                made.append(model(batch.to(self.device, memory_format=torch.channels_last)).float().cpu())
+        whole = patches.merge(made, height=frame.shape[-2], width=frame.shape[-1])
+        return colour.from_fixed(whole, 1).clamp(0, 1), alpha
+
+
+def _busiest(frame: torch.Tensor, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """The patch of a frame whose true matte varies most: (1, 5, 256, 256) in [0, 1]."""
+    every = patches.split(torch.cat([frame[None, :3].float().div(255), made, true], 1))
+    return every[every[:, 4].flatten(1).std(1).argmax()][None]
+
+
+def _parts(indices: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
 def train_matting(
@@ -155,41 +352,76 @@ def train_matting(
     out: str | os.PathLike,
     config: MattingConfig | None = None,
     *,
-    clip: str | None = None,
+    clip: str | Sequence[str] | None = None,
     device: str = "cpu",
+    budget_bytes: int = 4 * 2**30,
     progress: bool = True,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> list[dict[str, float]]:
-    """Train a generator on one clip, as the paper does for each of its users, and keep it.
+    save_every: float | None = None,
+    world: World | None = None,
+    on_step: Callable[[History], None] | None = None,
+    on_epoch: Callable[[MattingTask, History], None] | None = None,
+) -> History:
+    """Train a generator on one clip, as the paper does for each of its users, and keep the best epoch's.
 
-    An interrupted training goes on from its checkpoint in the folder named like ``out`` without suffix.
+    The folder named like ``out`` without suffix holds ``checkpoint.safetensors``, from which an interrupted training
+    goes on, and the generator of every epoch. The best is the one with the least error on the validation frames.
 
     Args:
         data: Folder in the VideoMatte240K layout.
         out: The ``.safetensors`` file to write.
         config: Sizes, losses and rates.
-        clip: Name of the clip; the first by default.
+        clip: Name of the clip, or several names for one generator; the first clip by default.
         device: Where to train.
+        budget_bytes: Most memory that decoded frames may take.
         progress: Show a bar.
+        save_every: As in :func:`i2ilib.train.fit`.
+        world: This process among those that train together.
         on_step: As in :func:`i2ilib.train.fit`.
+        on_epoch: The same, with the task.
 
     Returns:
-        The losses of every step.
+        The losses of every step, and the scores of every epoch.
 
     Raises:
-        I2IError: If there is no such clip, or ``out`` has another suffix.
+        I2IError: If there is no such clip, its frames do not fit in the budget, or ``out`` has another suffix.
         IntegrityError: If the checkpoint there belongs to another configuration or is damaged.
+        KeyboardInterrupt: If the training was asked to end.
     """
-    config, out = config or MattingConfig(), Path(out)
+    config, out, world = config or MattingConfig(), Path(out), world or World()
     if out.suffix != ".safetensors":  # now, not after an hour of training
         raise I2IError(str(out), expected="the suffix .safetensors", got=repr(out.suffix))
     found = {c.name: c for c in videomatte.clips(data, "train")}
-    if clip is not None and clip not in found:
-        raise I2IError("clip", expected=" or ".join(found), got=repr(clip))
-    chosen = found[clip] if clip is not None else next(iter(found.values()))
-    split = videomatte.paper_split(len(chosen))
-    task = MattingTask(config, clip_batches(chosen, split.train, config), device=device)
-    history = fit(task, steps=config.steps, folder=out.with_suffix(""), progress=progress, on_step=on_step)
-    trained = {"clip": chosen.name, "frames": list(split.train), **task.config}
-    models.save(out, task.generator, task="matting", colour="srgb", q_in=config.q_in, trained=trained)
+    names = [next(iter(found))] if clip is None else [clip] if isinstance(clip, str) else list(clip)
+    if strange := [name for name in names if name not in found]:
+        raise I2IError("clip", expected=" or ".join(found), got=repr(strange[0]))
+    chosen = [found[name] for name in names]
+    config = settle_mode(config, chosen)
+    folder = out.with_suffix("")
+    frames = MattingData.of_clips(chosen, config, budget_bytes=budget_bytes, progress=progress and world.leads)
+    about = {"clip": ", ".join(names), "frames": list(videomatte.paper_split(min(map(len, chosen))).train)}
+    task = MattingTask(config, frames, device=device, folder=folder, about=about, world=world)
+
+    def keep(history: History) -> None:
+        if best_epoch(history) == len(history.epochs):
+            _copy(folder / f"epoch_{len(history.epochs):02d}.safetensors", out)
+        if on_epoch is not None:
+            on_epoch(task, history)
+
+    if world.leads:
+        for part in out.parent.glob(f".{out.stem}-*{out.suffix}"):  # of a process that was killed while it wrote
+            part.unlink()
+    history = fit(task, folder, save_every=save_every, progress=progress, on_step=on_step, on_epoch=keep)
+    if world.leads and not out.exists():
+        _copy(folder / f"epoch_{best_epoch(history):02d}.safetensors", out)
     return history
+
+
+def best_epoch(history: History) -> int:
+    """The epoch, from 1, with the least squared error on the validation frames."""
+    errors = [scores["mse"] for scores in history.epochs]
+    return 1 + errors.index(min(errors))
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
