@@ -47,3 +47,8 @@ def test_pretrained_mattes_the_sample_in_float_and_in_integers():
 def test_pretrained_names_what_there_is():
     with pytest.raises(I2IError, match=r"pretrained.*matting_actors.*'nobody'"):
         models.pretrained("nobody")
+
+
+def test_the_full_size_gan_on_4k_fits_where_it_was_measured():
+    kept = runtime.recorded("training_4k")["result"]
+    assert kept["width"] == 64 and kept["peak_memory_gib"] < 8 and kept["waiting_share"] < 0.05
