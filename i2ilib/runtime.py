@@ -85,11 +85,13 @@ def start(seed: int = 0, *, preset: str | None = None) -> Run:
         preset: Overrides ``I2I_PRESET``.
 
     Raises:
-        I2IError: If the preset or the number of threads is not one that exists.
+        I2IError: If the preset, the seed or the number of threads is not one that exists.
     """
     preset = preset or os.environ.get("I2I_PRESET") or "quick"
     if preset not in PRESETS:
         raise I2IError("I2I_PRESET", expected=" or ".join(PRESETS), got=repr(preset), remedy="Unset it for quick.")
+    if not 0 <= seed < 2**32:
+        raise I2IError("seed", expected="0 to 4294967295", got=seed)
     import numpy as np
     import torch
 

@@ -30,6 +30,12 @@ def test_quick_when_unset_and_an_unknown_preset_is_refused(monkeypatch):
         start(preset="huge")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_cannot_take_is_refused(seed):
+    with pytest.raises(I2IError, match=f"seed.*0 to 4294967295.*{seed}"):
+        start(seed)
+
+
 def test_start_seeds_all_three():
     import random
 

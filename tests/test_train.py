@@ -541,6 +541,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(folder, saved, monkeypatch, error
         ({"discriminator_width": 0}, "width"),
         ({"order": "x"}, "'x'"),
         ({"dropout": 1.0}, "dropout"),
+        ({"seed": -1}, "seed.*at least 0"),
     ],
 )
 def test_configurations_that_cannot_be(fields, match):
