@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 os.environ.setdefault("I2I_PRESET", "smoke")
 
@@ -16,3 +18,18 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"reference data not beside this checkout: shared/{name}")
     return path
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """Four frames of noise in the VideoMatte240K layout; two of them for training, five patches each."""
+    root, rng = tmp_path_factory.mktemp("clip"), np.random.default_rng(0)
+    for kind in ("fgr/walk", "pha/walk", "bgr"):
+        (root / "train" / kind).mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)).save(root / f"train/fgr/walk/{i}.png")
+        alpha = Image.new("L", (512, 256))
+        alpha.paste(255, (30 * i, 50, 30 * i + 250, 200))
+        alpha.save(root / f"train/pha/walk/{i}.png")
+    Image.new("RGB", (512, 256), (0, 0, 60)).save(root / "train/bgr/walk.png")
+    return root

@@ -13,11 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
 
 from i2ilib import cli
 
@@ -100,21 +98,6 @@ FULL_DISK = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 """
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory):
-    """Four frames of noise in the VideoMatte240K layout; two of them for training, five patches each."""
-    root, rng = tmp_path_factory.mktemp("clip"), np.random.default_rng(0)
-    for kind in ("fgr/walk", "pha/walk", "bgr"):
-        (root / "train" / kind).mkdir(parents=True)
-    for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (256, 512, 3), dtype=np.uint8)).save(root / f"train/fgr/walk/{i}.png")
-        alpha = Image.new("L", (512, 256))
-        alpha.paste(255, (30 * i, 50, 30 * i + 250, 200))
-        alpha.save(root / f"train/pha/walk/{i}.png")
-    Image.new("RGB", (512, 256), (0, 0, 60)).save(root / "train/bgr/walk.png")
-    return root
 
 
 @pytest.fixture(scope="module")
