@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+import warnings
 
 import torch
 from torch import fx, nn
@@ -31,25 +33,57 @@ COMPUTING = (
 FOLLOWING = (A.relu.default, A.leaky_relu.default, A.pixel_shuffle.default)  # join the group of their producer
 HOST = (A.tanh.default, A.clamp.default, A.sigmoid.default, A.upsample_bicubic2d.vec)  # float, on the host
 
+SLOPE = 26 / 256  # of LeakyReLU, the DPU's only one
 
-def capture(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
+_IN_PLACE = {
+    A.relu_.default: A.relu.default,
+    A.leaky_relu_.default: A.leaky_relu.default,
+    A.add_.Tensor: A.add.Tensor,
+}
+_NOTHING = (A.dropout.default, A.feature_dropout.default, A.alias.default, A.contiguous.default, A.clone.default)
+
+
+def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx.GraphModule:
     """The evaluation-mode graph of ``model`` with a free batch size, on a copy of its parameters.
+
+    In-place activations become ordinary ones; whoever reads the tensor they wrote into reads their result. LeakyReLU
+    gets the DPU's slope, with a warning where the model has another, as AMD's quantiser does it.
 
     Args:
         model: Any module of one tensor in and one out.
         example: (N, C, H, W) float32; height and width are fixed by it.
+        fold: Fold every BatchNorm into its convolution.
+
+    Raises:
+        I2IError: If PyTorch cannot trace the model, it has several inputs or outputs, or an operator is not
+            supported; the module is named.
     """
     model = copy.deepcopy(model).eval()  # an exported module shares its parameters
     if len(example) < 2:  # a batch of one would be taken for a constant
         example = torch.cat([example, example])
     batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
-    graph = torch.export.export(model, (example,), dynamic_shapes=batch).module(check_guards=False)
-    for node in graph.graph.nodes:
-        if node.target is A.dropout.default:
+    try:
+        graph = torch.export.export(model, (example,), dynamic_shapes=batch).module(check_guards=False)
+    except I2IError:
+        raise
+    except Exception as error:  # whatever the tracer met: its own errors, or one of the model's
+        got = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        remedy = "The forward must not depend on values, and take any batch of this height and width."
+        raise I2IError(
+            type(model).__name__, expected="a model that PyTorch can export", got=got, remedy=remedy
+        ) from error
+    for node in list(graph.graph.nodes):
+        if node.target in _NOTHING:
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
-    fold_batch_norm(graph)
-    _refuse_unknown(graph)
+        node.target = _IN_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
+        if node.target is A.pad.default and _argument(node, 2, "constant") == "constant":
+            node.target, node.args = A.constant_pad_nd.default, (*node.args[:2], _argument(node, 3, None) or 0)
+    _set_slopes(graph)
+    if fold:
+        fold_batch_norm(graph)
+    _refuse_unknown(graph, (*COMPUTING, *FOLLOWING, *HOST, *(() if fold else (A.batch_norm.default,))))
+    graph.recompile()
     return graph
 
 
@@ -59,16 +93,90 @@ def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
         return copy.deepcopy(graph)
 
 
-def _refuse_unknown(graph: fx.GraphModule) -> None:
-    known = (*COMPUTING, *FOLLOWING, *HOST)
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target not in known:
+def _set_slopes(graph: fx.GraphModule) -> None:
+    nodes = [node for node in graph.graph.nodes if node.target is A.leaky_relu.default]
+    slopes = {_argument(node, 1, 0.01) for node in nodes} - {SLOPE}
+    for node in nodes:
+        node.args = (node.args[0], SLOPE)
+    if slopes:
+        found = ", ".join(f"{slope:g}" for slope in sorted(slopes))
+        warnings.warn(
+            f"LeakyReLU of slope {found} becomes 26/256, the DPU's only one; the network was not trained with it",
+            stacklevel=4,
+        )
+
+
+def _refuse_unknown(graph: fx.GraphModule, known: tuple) -> None:
+    nodes = graph.graph.nodes
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    results = next(node for node in nodes if node.op == "output").args[0]
+    if len(inputs) != 1 or len(results) != 1 or not isinstance(results[0], fx.Node):
+        got = f"{len(inputs)} in, {len(results)} out"
+        raise I2IError("model", expected="one tensor in and one tensor out", got=got)
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        if node.target not in known:
             raise I2IError(
                 tensor_name(node),
-                expected="an operator from " + ", ".join(str(op) for op in known),
-                got=str(node.target),
+                expected="an operator from " + ", ".join(operator_name(op) for op in known),
+                got=operator_name(node.target),
                 remedy="Write the module with these, or leave it out of the quantised part.",
             )
+        if trouble := _TROUBLE.get(node.target, lambda node: None)(node):
+            raise I2IError(tensor_name(node), expected=trouble, got=operator_name(node.target) + str(node.args[1:]))
+
+
+def operator_name(target: object) -> str:
+    """The name of an ATen operator, without its overload: ``conv2d``."""
+    return target.__name__.partition(".")[0] if isinstance(target, torch._ops.OpOverload) else str(target)
+
+
+def _argument(node: fx.Node, index: int, default: object) -> object:
+    return node.args[index] if len(node.args) > index else default
+
+
+def _power_of_two(value: float) -> bool:
+    return value >= 1 and math.frexp(value)[0] == 0.5
+
+
+# what the integers cannot say of an operator that is known; None where nothing is wrong
+
+
+def _not_two_tensors(node: fx.Node) -> str | None:
+    tensors = all(isinstance(argument, fx.Node) for argument in node.args[:2])
+    same = tensors and node.args[0].meta["val"].shape[1:] == node.args[1].meta["val"].shape[1:]
+    return None if same and node.kwargs.get("alpha", 1) == 1 else "a sum of two tensors of one shape"
+
+
+def _odd_mean(node: fx.Node) -> str | None:
+    kernel = node.args[1]
+    plain = not any(_argument(node, 3, [0])) and not _argument(node, 4, False) and _argument(node, 6, None) is None
+    return None if plain and _power_of_two(math.prod(kernel)) else "a mean over 2, 4, 8, ... pixels, without padding"
+
+
+def _uneven_scale(node: fx.Node) -> str | None:
+    (_, _, height, width), (_, _, before_h, before_w) = node.meta["val"].shape, node.args[0].meta["val"].shape
+    bilinear = node.target is A.upsample_bilinear2d.vec
+    fits = _power_of_two if bilinear else float.is_integer
+    even = fits(float(height / before_h)) and fits(float(width / before_w)) and not (bilinear and node.args[2])
+    return None if even else "a whole factor" + (", 2, 4 or 8, with align_corners=False" if bilinear else "")
+
+
+_TROUBLE = {
+    A.add.Tensor: _not_two_tensors,
+    A.avg_pool2d.default: _odd_mean,
+    A.upsample_nearest2d.vec: _uneven_scale,
+    A.upsample_bilinear2d.vec: _uneven_scale,
+    A.max_pool2d.default: lambda node: "a pool without dilation" if set(_argument(node, 4, [1])) != {1} else None,
+    A.cat.default: lambda node: None if _argument(node, 1, 0) in (1, -3) else "a concat of channels (dim=1)",
+    A.constant_pad_nd.default: lambda node: "padding with zeros" if _argument(node, 2, 0) else None,
+    A.conv_transpose2d.input: lambda node: (
+        "a transposed convolution without groups and dilation"
+        if _argument(node, 6, 1) != 1 or set(_argument(node, 7, [1])) != {1}
+        else None
+    ),
+}
 
 
 def parameter(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
