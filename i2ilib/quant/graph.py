@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import math
 import warnings
+from collections.abc import Callable, Container
 
 import torch
 from torch import fx, nn
@@ -120,7 +121,7 @@ def _refuse_unknown(graph: fx.GraphModule, known: tuple) -> None:
             raise I2IError(
                 tensor_name(node),
                 expected="an operator from " + ", ".join(operator_name(op) for op in known),
-                got=operator_name(node.target),
+                got=str(node.target).removeprefix("aten."),
                 remedy="Write the module with these, or leave it out of the quantised part.",
             )
         if trouble := _TROUBLE.get(node.target, lambda node: None)(node):
@@ -272,6 +273,9 @@ def sites(graph: fx.GraphModule) -> list[Site]:
             name, used = tensor_name(node), {site.name for site in found.values()}
             found[node] = Site(node, f"{name}#{node.name}" if name in used else name, kind)  # a module called twice
 
+    def computed(node: fx.Node) -> bool:
+        return node.target in (*COMPUTING, *FOLLOWING)
+
     def only_concatenated(node: fx.Node) -> bool:
         return len(node.users) == 1 and next(iter(node.users)).target is A.cat.default
 
@@ -288,11 +292,32 @@ def sites(graph: fx.GraphModule) -> list[Site]:
             end = group_end(node)
             if end.target is A.cat.default or not only_concatenated(end):
                 add(end)
-        elif node.target in FOLLOWING and len(node.args[0].users) > 1:
+        elif node.target in FOLLOWING and (len(node.args[0].users) > 1 or not computed(node.args[0])):
             end = group_end(node)
             if not only_concatenated(end):
                 add(end)
-        elif node.target in HOST and any(user.target in COMPUTING for user in node.users):
+        elif node.target in HOST and not only_concatenated(node) and any(u.target in COMPUTING for u in node.users):
             add(node)
     order = {node: i for i, node in enumerate(graph.graph.nodes)}
     return sorted(found.values(), key=lambda site: order[site.node])
+
+
+def rounded_at(node: fx.Node, sites: Container[fx.Node]) -> fx.Node:
+    """Where the group that ``node`` opens is rounded: at its end, or at the concat that alone consumes it."""
+    end = group_end(node)
+    return end if end in sites else next(iter(end.users))
+
+
+def interpret(
+    graph: fx.GraphModule, sites: list[Site], x: torch.Tensor, rounding: Callable[[Site, torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Run ``graph`` on ``x`` with the value of every site replaced by what ``rounding`` makes of it."""
+    by_name = {site.node.name: site for site in sites}  # names outlive a copy of the graph, nodes do not
+
+    class Rounding(fx.Interpreter):
+        def run_node(self, node: fx.Node):
+            value = super().run_node(node)
+            site = by_name.get(node.name)
+            return value if site is None else rounding(site, value)
+
+    return Rounding(graph).run(x)

@@ -1,10 +1,11 @@
-"""Post-training quantisation in the DPU's scheme: calibrate, fake-quantise, export, keep."""
+"""Post-training quantisation in the DPU's scheme: calibrate, fake-quantise, compute in integers, export, keep."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -15,31 +16,46 @@ from ..errors import I2IError
 from . import graph as g
 from .fixed_point import fake_quantise, fix_position, limit_shifts
 
-BITS = 8
+BITS = range(2, 9)  # the DPU has 8; fewer bits are for study, in the same arithmetic
 
 
 class Quantised:
     """A network on the DPU's integer grids.
 
     Attributes:
+        folded: The float network with BatchNorm folded, before anything is rounded.
+        sites: Its tensors that have a fix position, in the order in which they are computed.
         fix_positions: Fix position by tensor name: ``input``, ``encoder.0.conv.weight``, ``encoder.0.act``, ``cat``, …
         example_shape: (C, H, W) of the input that the graph was captured with.
+        bits: Of every integer: 8, or fewer for study.
     """
 
-    def __init__(self, graph: fx.GraphModule, fix_positions: dict[str, int], example_shape: tuple[int, int, int]):
-        self.sites = g.sites(graph)
-        missing = [site.name for site in self.sites if site.name not in fix_positions]
-        if missing or len(fix_positions) != len(self.sites):
+    def __init__(
+        self, folded: fx.GraphModule, fix_positions: dict[str, int], example_shape: tuple[int, ...], *, bits: int = 8
+    ):
+        self.folded, self.example_shape, self.bits = folded, tuple(example_shape), _checked(bits)
+        self.sites = g.sites(folded)
+        self.fix_positions = dict(fix_positions)
+        names = {site.name for site in self.sites}
+        if strange := names ^ self.fix_positions.keys():
             raise I2IError(
                 "fix_positions",
-                expected=f"one for each of the {len(self.sites)} tensors of this network",
-                got=f"{len(fix_positions)}, without " + (", ".join(missing[:4]) or "error, but with strangers"),
+                expected=f"one for each of the {len(names)} tensors of this network",
+                got=f"{len(self.fix_positions)}; too many or missing: {', '.join(sorted(strange)[:4])}",
             )
-        self.fix_positions = dict(fix_positions)
-        self.example_shape = tuple(example_shape)
-        self.graph = _on_grid(graph, self.sites, self.fix_positions)
 
-    @torch.no_grad()
+    @functools.cached_property
+    def graph(self) -> fx.GraphModule:
+        """The network with every parameter rounded to its grid, still in float32."""
+        rounded = g.copy_graph(self.folded)
+        nodes = {node.name: node for node in rounded.graph.nodes}
+        for site in self.sites:
+            if site.kind == "parameter":
+                value = g.parameter(rounded, nodes[site.node.name]).detach()
+                value = fake_quantise(value, self.fix_positions[site.name], kind="parameter", bits=self.bits)
+                g.set_parameter(rounded, nodes[site.node.name], value)
+        return rounded
+
     def fake(self, x: torch.Tensor) -> torch.Tensor:
         """The quantised network in float32, rounding feature maps as the DPU does (ties up).
 
@@ -49,20 +65,103 @@ class Quantised:
         Returns:
             The network's output, (N, C', H', W') float32.
         """
-        positions = self.fix_positions
-        return _Rounding(self.graph, self.sites, lambda site, value: positions[site.name]).run(x)
+        return run(self.graph, self._feature_maps, x, self.fix_positions, bits=self.bits)
 
-    def to_onnx(self, path: str | os.PathLike) -> Path:
-        """Write the network as ONNX (opset 18) with int8 Q/DQ pairs and a free batch size."""
+    def activations(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The value of every rounded feature map, float32, by tensor name; :meth:`fake` on the way."""
+        kept: dict[str, torch.Tensor] = {}
+
+        def keep(site: g.Site, value: torch.Tensor) -> torch.Tensor:
+            kept[site.name] = fake_quantise(value, self.fix_positions[site.name], kind=site.kind, bits=self.bits)
+            return kept[site.name]
+
+        with torch.no_grad():
+            g.interpret(self.graph, self._feature_maps, x, keep)
+        return kept
+
+    @functools.cached_property
+    def _executor(self):
+        from .integer import Executor
+
+        return Executor(self)
+
+    def integer(self, x: torch.Tensor) -> torch.Tensor:
+        """The network in integers alone: int8 in, int32 sums, shifts, int8 out. The reference for every engine.
+
+        Args:
+            x: As in :meth:`fake`; rounded to int8 first.
+
+        Returns:
+            The network's output, (N, C', H', W') float32: the last int8 tensor times its step, after the host's
+            operators (tanh, clamp), which are float.
+        """
+        return self._executor(x)
+
+    def moved(self, fix_positions: dict[str, int]) -> Quantised:
+        """The same network with some fix positions changed.
+
+        Raises:
+            I2IError: If a name is not a tensor of this network.
+        """
+        return Quantised(self.folded, self.fix_positions | fix_positions, self.example_shape, bits=self.bits)
+
+    def to_onnx(self, path: str | os.PathLike, *, ties: str = "up") -> Path:
+        """Write the network as ONNX (opset 18) with int8 Q/DQ pairs and a free batch size.
+
+        Args:
+            path: Where; written whole or not at all.
+            ties: "up" moves every tensor by less than its finest step before it is rounded, so that engines, whose
+                ties go to even, round as the DPU does; "even" leaves the ties to the engine.
+
+        Raises:
+            I2IError: If ``ties`` is something else, or the network has fewer than 8 bits.
+        """
         from .export import to_onnx
-        from .scheme import to_qdq
+        from .scheme import break_ties, to_qdq
 
-        qdq = to_qdq(self.graph, self.sites, self.fix_positions)
+        if ties not in ("up", "even"):
+            raise I2IError("ties", expected="'up' or 'even'", got=repr(ties))
+        if self.bits != 8:
+            raise I2IError("to_onnx", expected="8 bits, what engines have", got=f"{self.bits} bits")
+        graph = self.graph if ties == "even" else break_ties(self)
+        qdq = to_qdq(graph, self.sites, self.fix_positions)
         return to_onnx(qdq, torch.zeros(2, *self.example_shape), path)
+
+    @property
+    def _feature_maps(self) -> list[g.Site]:
+        return [site for site in self.sites if site.kind != "parameter"]
+
+
+@torch.no_grad()
+def run(
+    graph: fx.GraphModule, sites: list[g.Site], x: torch.Tensor, fix_positions: dict[str, int], *, bits: int = 8
+) -> torch.Tensor:
+    """A folded float network in which only those tensors are rounded that ``fix_positions`` names.
+
+    With the positions of one layer it shows what that layer's integers cost, all else being float.
+
+    Args:
+        graph: ``Quantised.folded``.
+        sites: Its sites.
+        x: (N, C, H, W) float32.
+        fix_positions: By tensor name, parameters and feature maps.
+        bits: Of the integers.
+    """
+    chosen = [site for site in sites if site.name in fix_positions]
+    return g.interpret(
+        graph, chosen, x, lambda site, value: fake_quantise(value, fix_positions[site.name], kind=site.kind, bits=bits)
+    )
 
 
 def quantise(
-    model: nn.Module, calibration_batches: Iterable[torch.Tensor], scheme: str = "dpu", *, progress: bool = False
+    model: nn.Module,
+    calibration_batches: Iterable[torch.Tensor],
+    scheme: str = "dpu",
+    *,
+    bits: int = 8,
+    equalise: bool = False,
+    correct_bias: bool = False,
+    progress: bool = False,
 ) -> Quantised:
     """Quantise a trained network to INT8 after training.
 
@@ -75,6 +174,9 @@ def quantise(
         model: A network of the supported operators; it is copied, not changed.
         calibration_batches: Batches (N, C, H, W) float32, all of one height and width, as the network sees them.
         scheme: "dpu": signed int8, symmetric, per tensor, power-of-two scales.
+        bits: Of every integer, 2 to 8; the DPU and the engines have 8.
+        equalise: Balance the channels of neighbouring convolutions first (:func:`i2ilib.quant.correct.equalise`).
+        correct_bias: Take the mean error of each channel off its bias (:mod:`i2ilib.quant.correct`).
         progress: Show a bar over the batches.
 
     Returns:
@@ -85,25 +187,37 @@ def quantise(
     """
     if scheme != "dpu":
         raise I2IError("scheme", expected="'dpu'", got=repr(scheme))
+    bits = _checked(bits)
     batches = [batch.cpu() for batch in calibration_batches]
     if not batches:
         raise I2IError("calibration_batches", expected="at least one batch", got="none")
-    graph = g.capture(model.cpu(), batches[0][:2])
-    sites = g.sites(graph)
-    positions = {s.name: fix_position(g.parameter(graph, s.node), "parameter") for s in sites if s.kind == "parameter"}
-    rounded = _on_grid(graph, sites, positions)
+    folded = g.capture(model.cpu(), batches[0][:2])
+    positions = calibrate(folded, batches, bits=bits, progress=progress)
+    return Quantised(folded, within_limits(folded, positions), batches[0].shape[1:], bits=bits)
+
+
+@torch.no_grad()
+def calibrate(
+    folded: fx.GraphModule, batches: list[torch.Tensor], *, bits: int = 8, progress: bool = False
+) -> dict[str, int]:
+    """The fix positions that the batches ask for, before the limits of the shifts."""
+    sites = g.sites(folded)
+    positions = {
+        site.name: fix_position(g.parameter(folded, site.node), "parameter", bits=bits)
+        for site in sites
+        if site.kind == "parameter"
+    }
     history: dict[str, Counter[int]] = {site.name: Counter() for site in sites if site.kind != "parameter"}
 
-    def search(site: g.Site, value: torch.Tensor) -> int:
-        history[site.name][fix_position(value, site.kind)] += 1
-        return _mode(history[site.name])
+    def search(site: g.Site, value: torch.Tensor) -> torch.Tensor:
+        if site.kind == "parameter":
+            return fake_quantise(value, positions[site.name], kind="parameter", bits=bits)
+        history[site.name][fix_position(value, site.kind, bits=bits)] += 1
+        return fake_quantise(value, _mode(history[site.name]), kind=site.kind, bits=bits)
 
-    interpreter = _Rounding(rounded, sites, search)
-    with torch.no_grad():
-        for batch in tqdm(batches, desc="calibrate", unit="batch", disable=not progress):
-            interpreter.run(batch)
-    positions |= {name: _mode(counts) for name, counts in history.items()}
-    return Quantised(graph, _within_limits(graph, positions), batches[0].shape[1:])
+    for batch in tqdm(batches, desc="calibrate", unit="batch", disable=not progress):
+        g.interpret(folded, sites, batch, search)
+    return positions | {name: _mode(counts) for name, counts in history.items()}
 
 
 def with_positions(model: nn.Module, fix_positions: dict[str, int], example: torch.Tensor) -> Quantised:
@@ -111,52 +225,65 @@ def with_positions(model: nn.Module, fix_positions: dict[str, int], example: tor
     return Quantised(g.capture(model, example), fix_positions, example.shape[1:])
 
 
+def sensitivity(
+    quantised: Quantised, score: Callable[[Callable[[torch.Tensor], torch.Tensor]], float], *, progress: bool = False
+) -> dict[str, float]:
+    """What each layer's integers cost: the score with that layer alone rounded, all others float.
+
+    Args:
+        quantised: Any quantised network.
+        score: Takes a network (batch in, batch out) and gives a number.
+        progress: Show a bar over the layers.
+
+    Returns:
+        Score by layer: a convolution with its parameters and the tensor that it ends in; ``input``; every other
+        rounded tensor.
+    """
+    bits, folded, sites = quantised.bits, quantised.folded, quantised.sites
+    result = {}
+    for layer, names in tqdm(layers(quantised).items(), desc="layers", unit="layer", disable=not progress):
+        only = {name: quantised.fix_positions[name] for name in names}
+        result[layer] = score(lambda x, only=only: run(folded, sites, x, only, bits=bits))
+    return result
+
+
+def layers(quantised: Quantised) -> dict[str, list[str]]:
+    """The rounded tensors, layer by layer: a convolution's name, or the tensor's own, to tensor names."""
+    names = {site.node: site.name for site in quantised.sites}
+    found: dict[str, list[str]] = {}
+    for node in quantised.folded.graph.nodes:
+        if node.target in g.CONVOLUTIONS:
+            layer = g.tensor_name(node)
+            parts = (*node.args[1:3], g.group_end(node))
+            found[f"{layer}#{node.name}" if layer in found else layer] = [
+                names[part] for part in parts if part in names
+            ]
+    taken = {name for parts in found.values() for name in parts}
+    found |= {name: [name] for name in names.values() if name not in taken}
+    order = {site.name: i for i, site in enumerate(quantised.sites)}
+    return dict(sorted(found.items(), key=lambda item: max(order[name] for name in item[1])))
+
+
+def _checked(bits: int) -> int:
+    if bits not in BITS:
+        raise I2IError("bits", expected=f"{BITS[0]} to {BITS[-1]}", got=repr(bits))
+    return bits
+
+
 def _mode(counts: Counter[int]) -> int:
     most = max(counts.values())
     return min(position for position, count in counts.items() if count == most)
 
 
-def _on_grid(graph: fx.GraphModule, sites: list[g.Site], positions: dict[str, int]) -> fx.GraphModule:
-    """A copy of ``graph`` whose parameters are rounded to their grids."""
-    rounded = g.copy_graph(graph)
-    nodes = {node.name: node for node in rounded.graph.nodes}
-    for site in sites:
-        if site.kind == "parameter":
-            node = nodes[site.node.name]
-            value = g.parameter(rounded, node).detach()
-            g.set_parameter(rounded, node, fake_quantise(value, positions[site.name], kind="parameter", bits=BITS))
-    return rounded
-
-
-def _within_limits(graph: fx.GraphModule, positions: dict[str, int]) -> dict[str, int]:
+def within_limits(graph: fx.GraphModule, positions: dict[str, int]) -> dict[str, int]:
     """The positions after the export-time adjustment of every convolution's shifts."""
     positions = dict(positions)
+    names = {site.node: site.name for site in g.sites(graph)}
     for node in graph.graph.nodes:
         if node.target not in g.CONVOLUTIONS:
             continue
-        before, after = node.args[0], g.group_end(node)  # a convolution's input is always rounded
-        if g.tensor_name(after) not in positions:  # rounded at the concat that consumes it
-            after = next(iter(after.users))
-        weight, bias = g.tensor_name(node.args[1]), node.args[2] if len(node.args) > 2 else None
-        bias = None if bias is None else g.tensor_name(bias)
-        fp_w, fp_b, fp_out = limit_shifts(
-            positions[g.tensor_name(before)], positions[weight], positions.get(bias), positions[g.tensor_name(after)]
-        )
-        positions |= {weight: fp_w, g.tensor_name(after): fp_out} | ({bias: fp_b} if bias else {})
+        weight, bias = names[node.args[1]], names.get((*node.args, None)[2])
+        before, after = names[node.args[0]], names[g.rounded_at(node, names)]
+        fp_w, fp_b, fp_out = limit_shifts(positions[before], positions[weight], positions.get(bias), positions[after])
+        positions |= {weight: fp_w, after: fp_out} | ({bias: fp_b} if bias else {})
     return positions
-
-
-class _Rounding(fx.Interpreter):
-    """Runs a graph and rounds the value of every activation site at the position that ``position`` names."""
-
-    def __init__(self, graph: fx.GraphModule, sites: list[g.Site], position):
-        super().__init__(graph)
-        self.sites = {site.node.name: site for site in sites if site.kind != "parameter"}
-        self.position = position
-
-    def run_node(self, node: fx.Node):
-        value = super().run_node(node)
-        site = self.sites.get(node.name)
-        if site is None:
-            return value
-        return fake_quantise(value, self.position(site, value), kind=site.kind, bits=BITS)

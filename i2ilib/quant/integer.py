@@ -1,0 +1,381 @@
+"""A quantised network in integers alone: int8 in, int32 sums, shifts, int8 out. Every engine is held against it.
+
+A feature map is an int8 tensor (N, H, W, C) with a fix position. A convolution is an integer matrix product over
+unfolded windows; its sums lie at fix position ``fp_in + fp_w``, take bias and activation, and are rounded once, by
+``(sum + 2^(s-1)) >> s``: ties go up. Nothing is float but the host's operators (tanh, clamp, bicubic), which are float
+on every target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from ..errors import I2IError
+from . import graph as g
+from .fixed_point import to_integers
+from .graph import A
+
+if TYPE_CHECKING:
+    from .ptq import Quantised
+
+NUMERATOR, SLOPE_BITS = 13, 7  # LeakyReLU's 26/256 as 13/2^7
+LARGEST = 2**31  # what a 32-bit sum stays below
+
+
+@dataclasses.dataclass(frozen=True)
+class Fixed:
+    """Integers (N, H, W, C) that mean ``q · 2^-fp``: int8 where the scheme rounds, exact wide sums before that.
+
+    Sums have one reader, which may overwrite them. ``activation`` is still to be applied, together with the rounding.
+    ``bound`` is the largest magnitude that can occur.
+    """
+
+    q: Tensor
+    fp: int
+    bound: int
+    activation: str = ""  # or "relu", "leaky"
+
+    def wide(self, factor: int = 1) -> Tensor:
+        """The integers in a type that holds ``factor`` times the largest of them."""
+        return self.q.to(torch.int32 if self.bound * factor < LARGEST else torch.int64)
+
+    def exact(self) -> Fixed:
+        """The same with the activation applied and nothing rounded."""
+        if self.activation == "relu":
+            return Fixed(self.q.clamp(min=0), self.fp, self.bound)
+        if self.activation == "leaky":
+            unit = 2**SLOPE_BITS
+            q = self.wide(unit)
+            return Fixed(torch.maximum(q * unit, q * NUMERATOR), self.fp + SLOPE_BITS, self.bound * unit)
+        return self
+
+    def round(self, fp: int, half: int) -> Fixed:
+        """On the grid of ``fp``, ties up, saturated to [-half, half - 1]: int8."""
+        shift = self.fp - fp
+        if self.q.dtype == torch.int8 and shift == 0 and not self.activation:
+            return self
+        factor = 2 ** max(1, 1 - shift)
+        if self.activation == "leaky":
+            q = self.wide(factor * NUMERATOR)
+            # rounding keeps the order, so the larger of the two, rounded, is the larger of the two rounded
+            q = torch.maximum(_shift(q * NUMERATOR, shift + SLOPE_BITS), _shift(q, shift))
+        else:
+            q = _shift(self.wide(factor), shift)
+        low = 0 if self.activation == "relu" else -half
+        return Fixed(q.clamp_(low, half - 1).to(torch.int8), fp, half)
+
+    def float(self) -> Tensor:
+        """The values, float32 (N, C, H, W)."""
+        value = self.exact()
+        return value.q.permute(0, 3, 1, 2).contiguous().float() * 2.0**-value.fp
+
+
+def _shift(q: Tensor, by: int) -> Tensor:
+    """``q / 2^by`` rounded, ties up, in place."""
+    if by <= 0:
+        return q.bitwise_left_shift_(-by)
+    return q.add_(1 << (by - 1)).bitwise_right_shift_(by)
+
+
+class Executor:
+    """Runs a :class:`~i2ilib.quant.Quantised` network in integers.
+
+    Args:
+        quantised: The network; its parameters and fix positions are read once.
+
+    Raises:
+        I2IError: If a convolution could overflow its 32-bit sums.
+    """
+
+    def __init__(self, quantised: Quantised):
+        self.bits, self.half = quantised.bits, 2 ** (quantised.bits - 1)
+        self.nodes = [node for node in quantised.graph.graph.nodes if node.op != "get_attr"]
+        by_name = {node.name: node for node in quantised.graph.graph.nodes}
+        self.sites = {by_name[site.node.name]: site for site in quantised.sites}
+        self.positions = {node: quantised.fix_positions[site.name] for node, site in self.sites.items()}
+        self.convolutions = {
+            node: _Convolution(quantised.graph, node, self.positions, self.half)
+            for node in self.nodes
+            if node.target in g.CONVOLUTIONS
+        }
+        self.last_reader = {source: node for node in self.nodes for source in node.all_input_nodes}
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, *, keep: dict[str, Tensor] | None = None) -> Tensor:
+        """Run a batch.
+
+        Args:
+            x: (N, C, H, W) float32.
+            keep: When given, filled with every int8 feature map (N, C, H, W) by tensor name.
+
+        Returns:
+            (N, C', H', W') float32.
+        """
+        values: dict[fx.Node, Fixed | Tensor] = {}
+        for node in self.nodes:
+            if node.op == "output":
+                break
+            value = x if node.op == "placeholder" else self._compute(node, values)
+            if site := self.sites.get(node):
+                value = self._rounded(value, node, site)
+                if keep is not None:
+                    keep[site.name] = value.q.permute(0, 3, 1, 2)
+            values[node] = value
+            for source in node.all_input_nodes:
+                if self.last_reader[source] is node:
+                    values.pop(source, None)
+        result = values[node.args[0][0]]
+        return result.float() if isinstance(result, Fixed) else result
+
+    def _rounded(self, value: Fixed | Tensor, node: fx.Node, site: g.Site) -> Fixed:
+        fp = self.positions[node]
+        if isinstance(value, Fixed):
+            return value.round(fp, self.half)
+        q = to_integers(value, fp, kind=site.kind, bits=self.bits).to(torch.int8)
+        return Fixed(q.permute(0, 2, 3, 1).contiguous(), fp, self.half)
+
+    def _compute(self, node: fx.Node, values: dict[fx.Node, Fixed | Tensor]) -> Fixed | Tensor:
+        """The value of a node before it is rounded: exact and wide, or float on the host."""
+        if node.target is A.cat.default:
+            parts = [self._rounded(values[part], node, self.sites[node]) for part in node.args[0]]
+            return Fixed(torch.cat([part.q for part in parts], -1), self.positions[node], self.half)
+        source = values[node.args[0]]
+        if node.target in g.HOST:
+            return node.target(source.float() if isinstance(source, Fixed) else source, *node.args[1:])
+        if node.target in g.CONVOLUTIONS:
+            return self.convolutions[node](source.q)
+        if node.target is A.add.Tensor:
+            return _add(source, values[node.args[1]])
+        if node.target in (A.relu.default, A.leaky_relu.default):
+            kind = "relu" if node.target is A.relu.default else "leaky"
+            return dataclasses.replace(source.exact(), activation=kind)
+        return _OPERATORS[node.target](source.exact(), node)
+
+
+# --- convolutions --------------------------------------------------------------------------------
+
+
+@functools.cache
+def _hardware_is_exact() -> bool:
+    """Whether the int8 product of this machine is exact: some old vector units saturate pairs of products."""
+    a = torch.full((64, 256), -128, dtype=torch.int8)
+    b = torch.full((256, 64), 127, dtype=torch.int8)
+    return all(bool((torch._int_mm(a, s * b) == s * -128 * 127 * 256).all()) for s in (1, -1))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """(M, K) int8 times (K, N) int8, exact, int32."""
+    if _hardware_is_exact():
+        return torch._int_mm(a, b)
+    return (a.double() @ b.double()).to(torch.int32)  # every sum is below 2^53
+
+
+def _windows(x: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation) -> Tensor:
+    """(N, H, W, C) unfolded to (N · h · w, kh · kw · C), for ``size`` (h, w) windows from the top left corner."""
+    (n, _, _, c), (sn, sh, sw, sc) = x.shape, x.stride()
+    shape = (n, *size, *kernel, c)
+    steps = (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sc)
+    return x.as_strided(shape, steps).reshape(n * math.prod(size), -1)
+
+
+class _Convolution:
+    """One convolution, or transposed convolution, with its integer weights laid out for the matrix product."""
+
+    def __init__(self, graph: fx.GraphModule, node: fx.Node, positions: dict[fx.Node, int], half: int):
+        self.transposed = node.target is A.conv_transpose2d.input
+        defaults = [None, None, None, [1, 1], [0, 0], *([[0, 0]] if self.transposed else [[1, 1], 1])]
+        arguments = [*node.args, *defaults[len(node.args) :]]
+        weight_node, bias_node = arguments[1:3]
+        self.stride, self.padding = tuple(arguments[3]), tuple(arguments[4])
+        fp_w = positions[weight_node]
+        weight = (g.parameter(graph, weight_node).detach() * 2.0**fp_w).to(torch.int8)
+        self.fp = positions[node.args[0]] + fp_w
+        self.lift, self.bias = 0, None  # how far the sums move up so that the bias is whole
+        if self.transposed:
+            weight = weight.transpose(0, 1)  # out first
+            self.output_padding = tuple(arguments[5])
+        else:
+            self.dilation, self.groups = tuple(arguments[5]), arguments[6]
+        largest = half * int(weight.flatten(1).abs().sum(1, dtype=torch.int64).max())
+        if largest >= LARGEST:
+            raise I2IError(g.tensor_name(node), expected="sums below 2^31", got=f"up to {largest}")
+        self.bound = largest
+        if isinstance(bias_node, fx.Node):
+            fp_b = positions[bias_node]
+            self.lift = max(0, fp_b - self.fp)
+            self.fp += self.lift
+            bias = (g.parameter(graph, bias_node).detach().double() * 2.0**fp_b).long() << (self.fp - fp_b)
+            self.bound = (largest << self.lift) + int(bias.abs().max())
+            self.bias = bias.to(torch.int32 if self.bound < LARGEST else torch.int64)
+        self.channels, self.kernel = weight.shape[0], tuple(weight.shape[2:])
+        self.weight = weight
+        if not self.transposed:
+            self.parts = [self._matrix(part) for part in weight.chunk(self.groups)]
+
+    @staticmethod
+    def _matrix(weight: Tensor) -> Tensor:
+        """(out, in, kh, kw) as (kh · kw · in, out), the order of :func:`_windows`."""
+        return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]).contiguous()
+
+    def __call__(self, x: Tensor) -> Fixed:
+        """(N, H, W, C) int8 to sums (N, h, w, C'), with the bias, before activation and rounding."""
+        sums = self._phases(x) if self.transposed else self._direct(x)
+        if self.lift:
+            sums = sums.to(torch.int64 if self.bound >= LARGEST else torch.int32) << self.lift
+        if self.bias is not None:
+            sums = sums.add_(self.bias) if self.bias.dtype == sums.dtype else sums + self.bias
+        return Fixed(sums, self.fp, self.bound)
+
+    def _direct(self, x: Tensor) -> Tensor:
+        (n, height, width, _), (kh, kw), (ph, pw) = x.shape, self.kernel, self.padding
+        (sh, sw), (dh, dw) = self.stride, self.dilation
+        size = ((height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1)
+        x = F.pad(x, (0, 0, pw, pw, ph, ph))
+        parts = [
+            _product(_windows(part, size, self.kernel, self.stride, self.dilation), weight)
+            for part, weight in zip(x.chunk(self.groups, -1), self.parts, strict=True)
+        ]
+        return torch.cat(parts, -1).view(n, *size, -1) if len(parts) > 1 else parts[0].view(n, *size, -1)
+
+    def _phases(self, x: Tensor) -> Tensor:
+        """A transposed convolution as ``stride²`` ordinary ones, each giving every ``stride``-th pixel."""
+        n, height, width, _ = x.shape
+        size = [
+            (length - 1) * s - 2 * p + k + o
+            for length, s, p, k, o in zip(
+                (height, width), self.stride, self.padding, self.kernel, self.output_padding, strict=True
+            )
+        ]
+        axes = [self._axis(axis, (height, width)[axis], size[axis]) for axis in (0, 1)]
+        before = [max(0, -min(phase.start for phase in axis)) for axis in axes]
+        after = [
+            max(0, max(phase.start + phase.count + len(phase.taps) - 1 for phase in axis) - length)
+            for axis, length in zip(axes, (height, width), strict=True)
+        ]
+        x = F.pad(x, (0, 0, before[1], after[1], before[0], after[0]))
+        sums = torch.empty(n, *size, self.channels, dtype=torch.int32)
+        for rows, columns in itertools.product(*axes):
+            target = sums[:, rows.first :: self.stride[0], columns.first :: self.stride[1]]
+            if not (rows.taps and columns.taps):
+                target.zero_()
+                continue
+            view = x[:, rows.start + before[0] :, columns.start + before[1] :]
+            kernel, count = (len(rows.taps), len(columns.taps)), (rows.count, columns.count)
+            windows = _windows(view, count, kernel, (1, 1), (1, 1))
+            target.copy_(_product(windows, self._phase_weight(rows.taps, columns.taps)).view(n, *count, -1))
+        return sums
+
+    @functools.cache  # noqa: B019 - a convolution lives as long as its executor
+    def _phase_weight(self, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
+        return self._matrix(self.weight[:, :, list(rows)][..., list(columns)])
+
+    def _axis(self, axis: int, length: int, size: int) -> list[_Phase]:
+        """The phases along one axis: output ``stride · j + first`` reads inputs ``j + start`` onwards."""
+        stride, padding, kernel = self.stride[axis], self.padding[axis], self.kernel[axis]
+        phases = []
+        for first in range(min(stride, size)):
+            taps = range((first + padding) % stride, kernel, stride)
+            start = (first + padding) // stride - (len(taps) - 1)
+            phases.append(_Phase(first, start, len(range(first, size, stride)), tuple(reversed(taps))))
+        return phases
+
+
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+    first: int  # first output
+    start: int  # first input that it reads
+    count: int  # outputs
+    taps: tuple[int, ...]  # of the kernel, in the order of the inputs
+
+
+# --- everything else -----------------------------------------------------------------------------
+
+
+def _add(a: Fixed, b: Fixed) -> Fixed:
+    a, b = a.exact(), b.exact()
+    fp = max(a.fp, b.fp)
+    bound = (a.bound << (fp - a.fp)) + (b.bound << (fp - b.fp))
+    kind = torch.int32 if bound < LARGEST else torch.int64
+    return Fixed((a.q.to(kind) << (fp - a.fp)) + (b.q.to(kind) << (fp - b.fp)), fp, bound)
+
+
+def _pairs(*arguments: object) -> list[tuple[int, int]]:
+    return [tuple(value) * (2 // len(value)) if value else () for value in arguments]
+
+
+def _pool_windows(x: Fixed, node: fx.Node, fill: int) -> Tensor:
+    """(kh · kw, N, h, w, C): the pixels under every window of a pool."""
+    stride = node.args[2] if len(node.args) > 2 and node.args[2] else node.args[1]
+    (kh, kw), (sh, sw), (ph, pw) = _pairs(node.args[1], stride, node.args[3] if len(node.args) > 3 else [0, 0])
+    height, width = node.meta["val"].shape[2:]
+    down, right = (height - 1) * sh + kh, (width - 1) * sw + kw
+    padded = F.pad(x.q, (0, 0, pw, max(0, right - x.q.shape[2] - pw), ph, max(0, down - x.q.shape[1] - ph)), value=fill)
+    return torch.stack(
+        [
+            padded[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
+            for i in range(kh)
+            for j in range(kw)
+        ]
+    )
+
+
+def _max_pool(x: Fixed, node: fx.Node) -> Fixed:
+    return dataclasses.replace(x, q=_pool_windows(x, node, torch.iinfo(x.q.dtype).min).amax(0))
+
+
+def _mean_pool(x: Fixed, node: fx.Node) -> Fixed:
+    windows = _pool_windows(x, node, 0)
+    bits = len(windows).bit_length() - 1
+    return Fixed(windows.sum(0, dtype=torch.int32), x.fp + bits, x.bound << bits)
+
+
+def _pad(x: Fixed, node: fx.Node) -> Fixed:
+    return dataclasses.replace(x, q=F.pad(x.q, (0, 0, *node.args[1])))
+
+
+def _shuffle(x: Fixed, node: fx.Node) -> Fixed:
+    r = node.args[1]
+    n, height, width, channels = x.q.shape
+    q = x.q.view(n, height, width, channels // r**2, r, r).permute(0, 1, 4, 2, 5, 3)
+    return dataclasses.replace(x, q=q.reshape(n, height * r, width * r, channels // r**2))
+
+
+def _factors(x: Fixed, node: fx.Node) -> list[int]:
+    return [out // length for out, length in zip(node.meta["val"].shape[2:], x.q.shape[1:3], strict=True)]
+
+
+def _nearest(x: Fixed, node: fx.Node) -> Fixed:
+    rows, columns = _factors(x, node)
+    return dataclasses.replace(x, q=x.q.repeat_interleave(rows, 1).repeat_interleave(columns, 2))
+
+
+def _bilinear(x: Fixed, node: fx.Node) -> Fixed:
+    """Enlarging by 2^k, align_corners off: the weights are whole multiples of 2^-(k+1) along each axis."""
+    q, fp, bound = x.wide(math.prod(2 * f for f in _factors(x, node))), x.fp, x.bound
+    for axis, factor in enumerate(_factors(x, node), 1):
+        length = q.shape[axis]
+        place = (2 * torch.arange(length * factor) + 1 - factor).clamp(min=0)  # in units of 1 / (2 factor)
+        low, share = place // (2 * factor), place % (2 * factor)
+        share = share.view([-1 if i == axis else 1 for i in range(4)]).to(q.dtype)
+        high = (low + 1).clamp(max=length - 1)
+        q = q.index_select(axis, low) * (2 * factor - share) + q.index_select(axis, high) * share
+        fp, bound = fp + (2 * factor).bit_length() - 1, bound * 2 * factor
+    return Fixed(q, fp, bound)
+
+
+_OPERATORS = {
+    A.max_pool2d.default: _max_pool,
+    A.avg_pool2d.default: _mean_pool,
+    A.constant_pad_nd.default: _pad,
+    A.pixel_shuffle.default: _shuffle,
+    A.upsample_nearest2d.vec: _nearest,
+    A.upsample_bilinear2d.vec: _bilinear,
+}
