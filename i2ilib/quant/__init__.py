@@ -1,16 +1,22 @@
 """From float to integers in the DPU's scheme: signed INT8, symmetric, per tensor, power-of-two scales."""
 
 from .fixed_point import fake_quantise, fix_position, limit_shifts, round_half_away, round_half_up, to_integers
-from .ptq import Quantised, quantise, with_positions
+from .inspect import TARGETS, inspect
+from .ptq import Quantised, layers, quantise, run, sensitivity, with_positions
 
 __all__ = [
+    "TARGETS",
     "Quantised",
     "fake_quantise",
     "fix_position",
+    "inspect",
+    "layers",
     "limit_shifts",
     "quantise",
     "round_half_away",
     "round_half_up",
+    "run",
+    "sensitivity",
     "to_integers",
     "with_positions",
 ]

@@ -215,17 +215,23 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
         bias = 0.0 if bias_node is None else parameter(graph, bias_node).double()
         set_parameter(graph, weight_node, (weight.double() * scale.reshape(shape)).to(weight.dtype))
         if bias_node is None:
-            name = weight_node.target.removesuffix("weight") + "bias"
-            owner, _, leaf = name.rpartition(".")
-            graph.get_submodule(owner).register_parameter(leaf, nn.Parameter(torch.empty(0), requires_grad=False))
-            with graph.graph.inserting_after(weight_node):
-                bias_node = graph.graph.get_attr(name)
-            conv.args = (*conv.args[:2], bias_node, *conv.args[3:])
+            bias_node = add_bias(graph, conv)
         set_parameter(graph, bias_node, ((bias - mean) * scale + beta).to(weight.dtype))
         node.replace_all_uses_with(conv)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
+
+
+def add_bias(graph: fx.GraphModule, conv: fx.Node) -> fx.Node:
+    """Give a convolution without bias an empty one, named ``<convolution>.bias``; the node that stands for it."""
+    name = conv.args[1].target.removesuffix("weight") + "bias"
+    owner, _, leaf = name.rpartition(".")
+    graph.get_submodule(owner).register_parameter(leaf, nn.Parameter(torch.empty(0), requires_grad=False))
+    with graph.graph.inserting_after(conv.args[1]):
+        node = graph.graph.get_attr(name)
+    conv.args = (*conv.args[:2], node, *conv.args[3:])
+    return node
 
 
 # --- which tensors are rounded ---------------------------------------------------------------------
@@ -302,6 +308,19 @@ def sites(graph: fx.GraphModule) -> list[Site]:
     return sorted(found.values(), key=lambda site: order[site.node])
 
 
+def without_host(graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of ``graph`` that ends before the host's operators at its end."""
+    graph = copy_graph(graph)
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    node = output.args[0][0]
+    while node.target in HOST:
+        node = node.args[0]
+    output.args = ((node,),)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
 def rounded_at(node: fx.Node, sites: Container[fx.Node]) -> fx.Node:
     """Where the group that ``node`` opens is rounded: at its end, or at the concat that alone consumes it."""
     end = group_end(node)
@@ -309,15 +328,25 @@ def rounded_at(node: fx.Node, sites: Container[fx.Node]) -> fx.Node:
 
 
 def interpret(
-    graph: fx.GraphModule, sites: list[Site], x: torch.Tensor, rounding: Callable[[Site, torch.Tensor], torch.Tensor]
+    graph: fx.GraphModule,
+    sites: list[Site],
+    x: torch.Tensor,
+    rounding: Callable[[Site, torch.Tensor], torch.Tensor],
+    after_convolution: Callable[[fx.Node, tuple, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    """Run ``graph`` on ``x`` with the value of every site replaced by what ``rounding`` makes of it."""
+    """Run ``graph`` on ``x`` with the value of every site replaced by what ``rounding`` makes of it.
+
+    ``after_convolution`` is shown every convolution: its node, the values of its arguments, its (rounded) result.
+    """
     by_name = {site.node.name: site for site in sites}  # names outlive a copy of the graph, nodes do not
 
     class Rounding(fx.Interpreter):
         def run_node(self, node: fx.Node):
             value = super().run_node(node)
             site = by_name.get(node.name)
-            return value if site is None else rounding(site, value)
+            value = value if site is None else rounding(site, value)
+            if after_convolution is not None and node.target in CONVOLUTIONS:
+                after_convolution(node, self.fetch_args_kwargs_from_env(node)[0], value)
+            return value
 
     return Rounding(graph).run(x)

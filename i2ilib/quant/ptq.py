@@ -13,6 +13,7 @@ from torch import fx, nn
 from tqdm.auto import tqdm
 
 from ..errors import I2IError
+from . import correct
 from . import graph as g
 from .fixed_point import fake_quantise, fix_position, limit_shifts
 
@@ -105,6 +106,18 @@ class Quantised:
         """
         return Quantised(self.folded, self.fix_positions | fix_positions, self.example_shape, bits=self.bits)
 
+    def on_device(self) -> Quantised:
+        """The part that ends in the last rounded tensor, without the host's operators behind it (tanh, clamp).
+
+        Its outputs are int8 values times one step, so that two engines can be compared integer by integer.
+        """
+        return Quantised(g.without_host(self.folded), self.fix_positions, self.example_shape, bits=self.bits)
+
+    @property
+    def step(self) -> float:
+        """The step of the last rounded tensor: one LSB of what :meth:`on_device` gives."""
+        return 2.0 ** -self.fix_positions[self.sites[-1].name]
+
     def to_onnx(self, path: str | os.PathLike, *, ties: str = "up") -> Path:
         """Write the network as ONNX (opset 18) with int8 Q/DQ pairs and a free batch size.
 
@@ -117,15 +130,15 @@ class Quantised:
             I2IError: If ``ties`` is something else, or the network has fewer than 8 bits.
         """
         from .export import to_onnx
-        from .scheme import break_ties, to_qdq
+        from .scheme import to_qdq
+        from .ties import break_ties
 
         if ties not in ("up", "even"):
             raise I2IError("ties", expected="'up' or 'even'", got=repr(ties))
         if self.bits != 8:
             raise I2IError("to_onnx", expected="8 bits, what engines have", got=f"{self.bits} bits")
-        graph = self.graph if ties == "even" else break_ties(self)
-        qdq = to_qdq(graph, self.sites, self.fix_positions)
-        return to_onnx(qdq, torch.zeros(2, *self.example_shape), path)
+        graph, sites = (self.graph, self.sites) if ties == "even" else break_ties(self)
+        return to_onnx(to_qdq(graph, sites, self.fix_positions), torch.zeros(2, *self.example_shape), path)
 
     @property
     def _feature_maps(self) -> list[g.Site]:
@@ -192,31 +205,47 @@ def quantise(
     if not batches:
         raise I2IError("calibration_batches", expected="at least one batch", got="none")
     folded = g.capture(model.cpu(), batches[0][:2])
-    positions = calibrate(folded, batches, bits=bits, progress=progress)
+    if equalise:
+        correct.equalise(folded)
+    biases = {} if correct_bias else None
+    positions = calibrate(folded, batches, bits=bits, biases=biases, progress=progress)
+    if correct_bias:
+        correct.correct_biases(folded, biases)
     return Quantised(folded, within_limits(folded, positions), batches[0].shape[1:], bits=bits)
 
 
 @torch.no_grad()
 def calibrate(
-    folded: fx.GraphModule, batches: list[torch.Tensor], *, bits: int = 8, progress: bool = False
+    folded: fx.GraphModule,
+    batches: list[torch.Tensor],
+    *,
+    bits: int = 8,
+    biases: dict[str, torch.Tensor] | None = None,
+    progress: bool = False,
 ) -> dict[str, int]:
-    """The fix positions that the batches ask for, before the limits of the shifts."""
+    """The fix positions that the batches ask for, before the limits of the shifts.
+
+    ``biases``, when given, is filled with what bias correction makes of every bias, batch after batch.
+    """
     sites = g.sites(folded)
     positions = {
         site.name: fix_position(g.parameter(folded, site.node), "parameter", bits=bits)
         for site in sites
         if site.kind == "parameter"
     }
+    update = None if biases is None else functools.partial(correct.update_bias, folded, biases)
     history: dict[str, Counter[int]] = {site.name: Counter() for site in sites if site.kind != "parameter"}
 
     def search(site: g.Site, value: torch.Tensor) -> torch.Tensor:
         if site.kind == "parameter":
+            if biases and site.node.target in biases:
+                return biases[site.node.target]
             return fake_quantise(value, positions[site.name], kind="parameter", bits=bits)
         history[site.name][fix_position(value, site.kind, bits=bits)] += 1
         return fake_quantise(value, _mode(history[site.name]), kind=site.kind, bits=bits)
 
     for batch in tqdm(batches, desc="calibrate", unit="batch", disable=not progress):
-        g.interpret(folded, sites, batch, search)
+        g.interpret(folded, sites, batch, search, update)
     return positions | {name: _mode(counts) for name, counts in history.items()}
 
 

@@ -1,0 +1,110 @@
+"""From the float network to the engine, step by step, each held against the one before in units of the last int8 tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..quant import Quantised
+from ..quant.graph import capture, without_host
+from ..runtime import available, require
+from .openvino import OpenVinoRunner
+from .runner import Runner
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of the staircase.
+
+    Attributes:
+        name: What computed.
+        against: The step that it is compared with.
+        max_lsb: Largest difference in steps (LSB) of the last int8 tensor; fractions where a float network takes part.
+        differing: Values that differ by half a step or more, of ``total``.
+        reason: Why the step was not run; empty where it was.
+    """
+
+    name: str
+    against: str
+    max_lsb: float = 0.0
+    differing: int = 0
+    total: int = 0
+    reason: str = ""
+
+
+def staircase(
+    model: nn.Module,
+    quantised: Quantised,
+    batch: torch.Tensor,
+    *,
+    runners: dict[str, Runner] | None = None,
+    chunk: int = 4,
+    progress: bool = False,
+) -> list[Step]:
+    """Walk from float to the engines and count what each step changes.
+
+    What is compared is the last tensor that the scheme rounds, before the host's operators (tanh, clamp): there one LSB
+    has one size. The engines get the ONNX file twice: with ties lifted, so that they go up as on the DPU, and as the
+    standard has it, ties to even.
+
+    Args:
+        model: The float network.
+        quantised: The same, quantised.
+        batch: (N, C, H, W) float32, at least two.
+        runners: Further engines for the part on the device, by name, held against the exact integers.
+        chunk: Images computed at a time.
+        progress: Show a bar over the steps.
+
+    Returns:
+        The steps, in order; those that cannot run here with the reason.
+    """
+    device = quantised.on_device()
+    folded = device.folded
+    with tempfile.TemporaryDirectory() as folder:
+        up = device.to_onnx(Path(folder) / "up.onnx")
+        even = device.to_onnx(Path(folder) / "even.onnx", ties="even")
+        with OpenVinoRunner(up, precision="int8") as lifted, OpenVinoRunner(even, precision="int8") as plain:
+            networks: list[tuple[str, str, Network]] = [
+                ("float", "float", without_host(capture(model, batch[:2], fold=False))),
+                ("folded", "float", folded),
+                ("fake-quantised", "folded", device.fake),
+                ("exact integers", "fake-quantised", device.integer),
+                ("ONNX Runtime, as written", "exact integers", _onnxruntime(up, optimise=False)),
+                ("ONNX Runtime, fused", "exact integers", _onnxruntime(up, optimise=True)),
+                ("OpenVINO INT8", "exact integers", lifted.run),
+                ("OpenVINO INT8, ties to even", "exact integers", plain.run),
+                *((name, "exact integers", runner.run) for name, runner in (runners or {}).items()),
+            ]
+            outputs, steps = {}, []
+            for name, against, network in tqdm(networks, desc="staircase", unit="step", disable=not progress):
+                with torch.inference_mode():
+                    outputs[name] = torch.cat([network(part) for part in batch.split(chunk)])
+                apart = (outputs[name] - outputs[against]).abs() / quantised.step
+                differing = int((apart >= 0.5).sum())
+                steps.append(Step(name, against, float(apart.max()), differing, apart.numel()))
+    ran = set(runners or ())
+    absent = {"TensorRT INT8": available("tensorrt"), "Alveo U50": available("vart")}
+    return steps + [
+        Step(name, "exact integers", reason=there.reason)
+        for name, there in absent.items()
+        if not there and name not in ran
+    ]
+
+
+def _onnxruntime(path: Path, *, optimise: bool) -> Network:
+    """ONNX Runtime on the CPU; without its graph optimisations every operator computes as the file says."""
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
