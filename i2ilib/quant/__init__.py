@@ -2,20 +2,24 @@
 
 from .fixed_point import fake_quantise, fix_position, limit_shifts, round_half_away, round_half_up, to_integers
 from .inspect import TARGETS, inspect
+from .interchange import compare, load, save
 from .ptq import Quantised, layers, quantise, run, sensitivity, with_positions
 
 __all__ = [
     "TARGETS",
     "Quantised",
+    "compare",
     "fake_quantise",
     "fix_position",
     "inspect",
     "layers",
     "limit_shifts",
+    "load",
     "quantise",
     "round_half_away",
     "round_half_up",
     "run",
+    "save",
     "sensitivity",
     "to_integers",
     "with_positions",

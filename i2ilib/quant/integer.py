@@ -164,16 +164,16 @@ class Executor:
 
 
 @functools.cache
-def _hardware_is_exact() -> bool:
-    """Whether the int8 product of this machine is exact: some old vector units saturate pairs of products."""
-    a = torch.full((64, 256), -128, dtype=torch.int8)
-    b = torch.full((256, 64), 127, dtype=torch.int8)
-    return all(bool((torch._int_mm(a, s * b) == s * -128 * 127 * 256).all()) for s in (1, -1))
+def exact_hardware() -> bool:
+    """Whether the int8 product of this machine is exact: vector units without VNNI saturate pairs of products."""
+    low, high = torch.full((64, 256), -128, dtype=torch.int8), torch.full((64, 256), 127, dtype=torch.int8)
+    pairs = itertools.product((low, high), repeat=2)
+    return all(bool((torch._int_mm(a, b.T.contiguous()) == int(a[0, 0]) * int(b[0, 0]) * 256).all()) for a, b in pairs)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """(M, K) int8 times (K, N) int8, exact, int32."""
-    if _hardware_is_exact():
+    if exact_hardware():
         return torch._int_mm(a, b)
     return (a.double() @ b.double()).to(torch.int32)  # every sum is below 2^53
 

@@ -140,6 +140,18 @@ class Quantised:
         graph, sites = (self.graph, self.sites) if ties == "even" else break_ties(self)
         return to_onnx(to_qdq(graph, sites, self.fix_positions), torch.zeros(2, *self.example_shape), path)
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Keep the network, graph and int8 parameters, in one ``.safetensors``; :func:`i2ilib.quant.load` reads it."""
+        from .interchange import save
+
+        return save(path, self)
+
+    def to_json(self, path: str | os.PathLike) -> Path:
+        """Write the graph with every fix position and shift as JSON (:mod:`i2ilib.quant.interchange` has the format)."""
+        from .interchange import to_json
+
+        return to_json(self, path)
+
     @property
     def _feature_maps(self) -> list[g.Site]:
         return [site for site in self.sites if site.kind != "parameter"]
