@@ -203,8 +203,8 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
         if node.target is not A.batch_norm.default:
             continue
         conv = node.args[0]
-        if conv.target not in CONVOLUTIONS or len(conv.users) > 1:
-            want = "a convolution before BatchNorm, used by it alone"
+        if conv.target not in CONVOLUTIONS or len(conv.users) > 1 or len(conv.args[1].users) > 1:
+            want = "a convolution before BatchNorm, used by it alone and called once"
             raise I2IError(tensor_name(node), expected=want, got=conv.name)
         gamma, beta, mean, variance = (parameter(graph, arg).double() for arg in node.args[1:5])
         scale = gamma / torch.sqrt(variance + node.args[7])

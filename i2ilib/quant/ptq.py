@@ -147,7 +147,7 @@ class Quantised:
         return save(path, self)
 
     def to_json(self, path: str | os.PathLike) -> Path:
-        """Write the graph with every fix position and shift as JSON (:mod:`i2ilib.quant.interchange` has the format)."""
+        """Write the graph with every fix position and shift as JSON; :mod:`i2ilib.quant.interchange` has the format."""
         from .interchange import to_json
 
         return to_json(self, path)
