@@ -1,4 +1,4 @@
-"""The command line: ``python -m i2ilib info|matte|train|quantise``, for people without a notebook."""
+"""The command line: ``python -m i2ilib info|matte|train|inspect|quantise``, for people without a notebook."""
 
 from __future__ import annotations
 
@@ -110,12 +110,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints (default: 10 or more)")
     train.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
 
+    inspect = command("inspect", _inspect, "Say which operators of a model a DPU runs, which it cannot, and what helps.")
+    inspect.add_argument("model", type=Path, help="a .safetensors file")
+    inspect.add_argument("--target", default="U50", help="a DPU, or U50 (default)")
+
     quantise = command("quantise", _quantise, "Find INT8 fix positions for a model and keep them with its weights.")
     quantise.add_argument("model", type=Path, help="a .safetensors file")
     quantise.add_argument("frames", type=Path, help="pictures or a video to calibrate on")
     quantise.add_argument("out", type=Path, help="the .safetensors file to write")
     quantise.add_argument("--frames-used", type=int, default=4, help="spread over the clip (default: 4)")
     quantise.add_argument("--onnx", type=Path, help="also write the network as ONNX with Q/DQ pairs")
+    quantise.add_argument("--graph", type=Path, help="also describe the network, fix positions and shifts, as JSON")
     return parser
 
 
@@ -241,6 +246,17 @@ def _progress(options: argparse.Namespace, leads: bool) -> Iterator[dict[str, Ca
         yield {"on_step": on_step, "on_epoch": both}
 
 
+def _inspect(options: argparse.Namespace) -> int:
+    from . import models
+    from .quant import inspect
+
+    found = inspect(models.load(options.model)[0], options.target)
+    rows = [dataclasses.asdict(row) for row in found.rows]
+    result = {"target": found.target.name, "verdict": found.verdict, "pieces": found.splits, "operators": rows}
+    _say(options, result, str(found))
+    return 0
+
+
 def _quantise(options: argparse.Namespace) -> int:
     from . import models
     from .frames import open_clip
@@ -255,7 +271,10 @@ def _quantise(options: argparse.Namespace) -> int:
     models.save(options.out, model, **meta)
     if options.onnx:
         quantised.to_onnx(options.onnx)
-    result = {"model": str(options.out), "onnx": str(options.onnx or ""), "fix_positions": quantised.fix_positions}
+    if options.graph:
+        quantised.to_json(options.graph)
+    files = {"model": str(options.out), "onnx": str(options.onnx or ""), "graph": str(options.graph or "")}
+    result = files | {"fix_positions": quantised.fix_positions}
     _say(options, result, f"{len(quantised.fix_positions)} fix positions kept in {options.out}")
     return 0
 

@@ -333,6 +333,30 @@ def test_calibration_frames_are_spread_over_the_clip(picture, tmp_path):
     assert codes == [0, 4 * 30, 6 * 30]  # frames 0, 2, 4, 6 without the broken one
 
 
+def test_quantise_describes_the_graph(call, weights, picture, tmp_path):
+    code, _, err = call("quantise", weights, picture, tmp_path / "q.safetensors", "--graph", tmp_path / "q.json")
+    assert code == 0, err
+    described = json.loads((tmp_path / "q.json").read_text())
+    rounded = {node["name"]: node["fix_position"] for node in described["nodes"] if node["fix_position"] is not None}
+    kept = models.load(tmp_path / "q.safetensors")[1]["fix_positions"]
+    assert rounded and rounded.items() <= kept.items()
+
+
+# --- inspect -------------------------------------------------------------------------------------------
+
+
+def test_inspect_says_what_goes_where(call, weights):
+    code, out, err = call("inspect", weights, "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    assert said["pieces"] == 1 and {row["operator"] for row in said["operators"] if row["device"] == "CPU"} == {"tanh"}
+    assert "one piece" in call("inspect", weights)[1]
+
+
+def test_inspect_refuses(call, weights):
+    assert_refused(call("inspect", weights, "--target", "U51"), "DPUCAHX8H_ISA2")
+
+
 def test_quantise_refuses(call, weights, picture, tmp_path):
     out = tmp_path / "q.safetensors"
     assert_refused(call("quantise", tmp_path / "absent.safetensors", picture, out), "absent.safetensors")
