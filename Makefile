@@ -31,7 +31,7 @@ lab: setup  ## JupyterLab
 	cd notebooks && ../$(BIN)/jupyter lab
 
 bench: setup  ## the library against its peers, in the same run
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@for script in benchmarks/[!_]*.py; do $(BIN)/python $$script || exit 1; done
 
 book: setup  ## the notebooks as one folder of web pages
 	$(BIN)/jupyter nbconvert --to html --output-dir figures/book notebooks/*.ipynb

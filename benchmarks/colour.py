@@ -10,7 +10,6 @@ Every round runs all candidates on the same frame, in turning order; medians are
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from _common import arguments
 
 import i2ilib
 from i2ilib import colour
@@ -59,10 +59,7 @@ def candidates(linear: torch.Tensor) -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     """Measure, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--n", type=int, default=15, help="rounds; the median is reported")
-    options = parser.parse_args()
+    options = arguments(__doc__, n=(15, "rounds; the median is reported")).parse_args()
     run = i2ilib.start()
     linear = torch.rand(HEIGHT, WIDTH, 3) ** 2.2
     tasks = candidates(linear)

@@ -8,36 +8,25 @@ before anything is timed.
 
 from __future__ import annotations
 
-import argparse
 import json
 
 import torch
+from _common import arguments, quantised_generator
 
 from i2ilib import start
 from i2ilib.deploy import bench, verify
 from i2ilib.deploy.openvino import from_pytorch
 from i2ilib.deploy.pytorch import PytorchRunner
-from i2ilib.models import Generator
 from i2ilib.models.analysis import count_parameters
-from i2ilib.quant import quantise
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--n", type=int, default=10, help="rounds (default: 10)")
-    parser.add_argument("--batch", type=int, default=8, help="patches a batch (default: 8)")
-    parser.add_argument("--width", type=int, default=64, help="filters of the first convolution (default: 64)")
-    options = parser.parse_args()
+    numbers = {"n": (10, "rounds"), "batch": (8, "patches a batch"), "width": (64, "filters of the first convolution")}
+    options = arguments(__doc__, **numbers).parse_args()
     run = start(0)
 
     batch = torch.rand(options.batch, 3, 256, 256) * 2 - 1
-    model = Generator(width=options.width)
-    with torch.no_grad():
-        for _ in range(2):  # BatchNorm statistics that fit the weights
-            model.train()(batch[:2])
-    model.eval()
-    quantised = quantise(model, [batch[:2]])
+    model, quantised = quantised_generator(options.width, batch)
     step = 2.0 ** -quantised.fix_positions["head.conv"]
     with from_pytorch(quantised, batch) as int8, from_pytorch(model, batch) as floats, PytorchRunner(model) as eager:
         int8.prepare(tuple(batch.shape))

@@ -10,7 +10,6 @@ layers heavy enough for matrix products.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _common import arguments
 from matplotlib import pyplot as plt
 from scipy import stats
 from tqdm.auto import tqdm
@@ -75,11 +75,12 @@ def draw(path: Path, curves: dict[str, np.ndarray]) -> None:
 
 def main() -> None:
     """Train, compare, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--steps", type=int, default=150, help="steps of each run (default: 150)")
-    parser.add_argument("--width", type=int, default=16, help="filters of the first convolutions (default: 16)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each way, at least 2 (default: 3)")
+    parser = arguments(
+        __doc__,
+        steps=(150, "steps of each run"),
+        width=(16, "filters of the first convolutions"),
+        seeds=(3, "runs of each way, at least 2"),
+    )
     parser.add_argument("--figure", type=Path, help="draw the curves into this file")
     parser.add_argument("--record", action="store_true", help="keep the result in data/results")
     options = parser.parse_args()

@@ -11,7 +11,6 @@ ingredient at a time, and ``torch.compile`` on top.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import time
@@ -20,6 +19,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
+from _common import arguments
 from torch import nn
 from torch.nn import functional as F
 
@@ -151,11 +151,12 @@ def measure(steps: dict[str, Step], batch: tuple[torch.Tensor, torch.Tensor], *,
 
 def main() -> None:
     """Verify, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--n", type=int, default=8, help="timed steps of each (default: 8)")
-    parser.add_argument("--batch", type=int, default=1, help="patches a step (default: 1, as published)")
-    parser.add_argument("--width", type=int, default=64, help="filters of the first convolutions (default: 64)")
+    parser = arguments(
+        __doc__,
+        n=(8, "timed steps of each"),
+        batch=(1, "patches a step, 1 as published"),
+        width=(64, "filters of the first convolutions"),
+    )
     parser.add_argument("--ladder", action="store_true", help="one ingredient at a time, and torch.compile: minutes")
     parser.add_argument("--record", action="store_true", help="keep the result in data/results")
     options = parser.parse_args()

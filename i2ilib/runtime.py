@@ -186,6 +186,7 @@ OPTIONAL = {
     "onnxruntime": "pip install onnxruntime",
     "tensorboard": "pip install tensorboard; training shows its curves without it",
     "tensorrt": "pip install tensorrt, on a machine with an NVIDIA GPU; OpenVINO works without it",
+    "tensorrt_rtx": "pip install tensorrt-rtx, on Linux or Windows; it checks ONNX files for TensorRT, without a GPU",
     "pytorch_nndct": _AMD,
     "xir": _AMD,
     "vart": _AMD,

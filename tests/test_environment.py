@@ -47,8 +47,9 @@ def test_every_dependency_is_pinned_within_its_range(wanted, pins):
 
 
 def test_environment_lists_the_same_packages_at_the_same_versions(wanted, pins, conda):
-    listed = dict(line.split("==") for line in conda[1] if not line.startswith("--"))
-    assert {canonical(name): version for name, version in listed.items()} == {name: pins[name] for name in wanted}
+    listed = [Requirement(line) for line in conda[1] if not line.startswith("--")]
+    assert {canonical(r.name): str(r.specifier) for r in listed} == {name: f"=={pins[name]}" for name in wanted}
+    assert {canonical(r.name): r.marker for r in listed} == {name: r.marker for name, r in wanted.items()}
     assert "--constraint constraints.txt" in conda[1] and "--editable .[notebooks,test]" in conda[1]
 
 

@@ -14,11 +14,11 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from .errors import I2IError
-from .runtime import atomic_path
+from ..errors import I2IError
+from ..runtime import atomic_path
 
 if TYPE_CHECKING:
-    from .widgets import FixedPointView
+    from ..widgets import FixedPointView
 
 PALETTE = ("#20639b", "#d1495b", "#3a9d7a", "#e8a33d", "#6b5b95", "#7a8891")  # blue, red, green, amber, violet, grey
 INK = "#22303c"

@@ -1,16 +1,15 @@
-"""Interactive views for JupyterLab. Each is a shell over a plain function that works without a front end."""
+"""A picture through the fixed-point mapping: equation 2, an int8 code, equation 3."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import ipywidgets as ipw
 import torch
-from matplotlib import pyplot as plt
 
-from . import colour, plots
-from .errors import I2IError
+from .. import colour, plots
+from ..errors import I2IError
+from ._base import png
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,11 +128,7 @@ class FixedPointExplorer(ipw.VBox):
             fix_position=self.fix_position.value,
             exposure=self.exposure.value,
         )
-        figure = plots.fixed_point_figure(self.view)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110)
-        plt.close(figure)
-        self.picture.value = buffer.getvalue()
+        self.picture.value = png(plots.fixed_point_figure(self.view))
 
 
 def fixed_point_explorer(image: torch.Tensor) -> FixedPointExplorer:

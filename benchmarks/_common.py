@@ -1,0 +1,34 @@
+"""What the benchmarks share: their options, and the network that two of them time. No benchmark by itself."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import nn
+
+from i2ilib.models import Generator
+from i2ilib.quant import Quantised, quantise
+
+
+def arguments(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
+    """The options of a benchmark: ``--json``, and whole numbers by name, each with its default and its meaning."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    for name, (default, meaning) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: {default})")
+    return parser
+
+
+def quantised_generator(width: int, batch: torch.Tensor) -> tuple[nn.Module, Quantised]:
+    """The pix2pix generator with random weights, which speed does not depend on: float and quantised.
+
+    Args:
+        width: Filters of the first convolution.
+        batch: (N, 3, 256, 256) float32 in [-1, 1]; two of its patches at most are calibrated on.
+    """
+    model, few = Generator(width=width), batch[:2]
+    with torch.no_grad():
+        for _ in range(2):  # BatchNorm statistics that fit the weights
+            model.train()(few)
+    return model.eval(), quantise(model, [few])

@@ -1,0 +1,618 @@
+"""When does quantisation-aware training pay? Matting and super-resolution, each with the float control that is fair.
+
+A quantised network that was trained further has had two things: its integers in the loop, and more training. So the
+float network trains for the same steps at the same rate as well, and what counts is the distance between the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from . import colour, metrics, models, patches, runtime
+from .datasets import synthetic, videomatte
+from .errors import I2IError
+from .quant import Quantised, quantise
+from .quant.qat import Trainable, fine_tune
+from .train.batches import Batches
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+Source = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
+
+FLOAT = 32  # bits of the arms that are not quantised
+# the finer the grid, the smaller the steps: of the rates in `rates`, the best on the validation frames at 8 and 4 bits
+MATTING_LR = {8: 1e-5, 6: 3e-5, 5: 3e-5, 4: 1e-4}
+ENLARGING_LR = {8: 1e-4, 6: 1e-4, 5: 1e-4, 4: 1e-3}
+HIGHER_IS_BETTER = {"iou": True, "mse": False, "psnr_db": True, "ssim": True}  # "iou/ines" is the IoU of a clip
+
+
+# --- a task ------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Task:
+    """A trained network with what is needed to train it further and to score it."""
+
+    name: str
+    model: nn.Module  # float32, in evaluation mode
+    source: Callable[[int], Source]  # seed to (step to (input, target)), float32 NCHW in the network's ranges
+    calibration: Callable[[int], list[torch.Tensor]]  # seed to batches of training inputs
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # output, target
+    score: Callable[[Network], dict[str, float]]  # on the frames that nothing here was trained on or chosen by
+    validate: Callable[[Network], dict[str, float]]  # on those by which rates are chosen
+    lr: dict[int, float]  # of the weights by bits, chosen on the validation frames; "float continued" has that of 8
+    threshold_lr: float
+    metric: str  # the first one to look at
+    about: dict  # JSON values: what the figures depend on
+
+
+def matting(
+    clips: Sequence[videomatte.Clip],
+    model: nn.Module,
+    *,
+    name: str = "matting",
+    mode: str = "composite",
+    q_in: int = 1,
+    batch: int = 2,
+    calibration: int = 64,
+    every: int = 1,
+    lr: dict[int, float] | None = None,
+    threshold_lr: float = 1e-2,
+) -> Task:
+    """Matting by a trained generator; frames are divided as :func:`i2ilib.datasets.videomatte.paper_split` does it.
+
+    Args:
+        clips: All of the same number of frames.
+        model: Sees (N, 3, 256, 256) sRGB in [-q_in, q_in], answers alpha in [-1, 1].
+        name: Of the task.
+        mode: As in training: "composite" or "foreground".
+        q_in: As in training.
+        batch: Patches a training step.
+        calibration: Patches for calibration, drawn from the training frames.
+        every: Take every n-th frame of each part, for a faster look.
+        lr: Learning rates of the weights by bits; those that :func:`rates` found when None.
+        threshold_lr: Learning rate of the thresholds.
+
+    Returns:
+        The task. Loss: L1 to the true alpha, in [-1, 1]. Scores: ``iou`` (threshold one half), ``mse`` (8-bit scale),
+        means over the frames; ``iou/<clip>`` where there are several clips.
+    """
+    parts = videomatte.paper_split(min(len(clip) for clip in clips))
+    part = {key: frames[::every] for key, frames in parts._asdict().items()}
+    training = videomatte.PatchDataset(clips, part["train"], mode=mode, flip=True)
+    held = {
+        key: videomatte.PatchDataset(clips, part[key], stride=patches.PATCH, mode=mode).frames
+        for key in ("validation", "test")
+    }
+
+    def source(seed: int) -> Source:
+        batches = Batches(training, batch=batch, seed=seed)
+
+        def give(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            srgb, alpha = batches(step)
+            return colour.to_fixed(srgb, q_in), colour.to_fixed(alpha, 1)
+
+        return give
+
+    def draw(seed: int) -> list[torch.Tensor]:
+        chosen = np.random.default_rng([seed, 1]).choice(len(training), min(calibration, len(training)), replace=False)
+        inputs = colour.to_fixed(torch.stack([training.cut(int(i), 0)[0] for i in chosen]), q_in)
+        return list(inputs.split(8))
+
+    def score(part: str, network: Network) -> dict[str, float]:
+        found: dict[str, list[float]] = {"iou": [], "mse": []}
+        share = len(held[part]) // len(clips)
+        for i, codes in enumerate(held[part]):
+            frame = codes.float().div(255)
+            made = network(patches.split(colour.to_fixed(frame[:3], q_in)))
+            matte = patches.merge(colour.from_fixed(made, 1).clamp(0, 1), height=codes.shape[1], width=codes.shape[2])
+            found["iou"].append(metrics.iou(matte, frame[None, 3:]))
+            found["mse"].append(metrics.mse(matte, frame[None, 3:], scale=255))
+            if len(clips) > 1:
+                found.setdefault(f"iou/{clips[i // share].name}", []).append(found["iou"][-1])
+        return {key: statistics.fmean(values) for key, values in found.items()}
+
+    about = {"clips": [clip.name for clip in clips], "mode": mode, "batch": batch, "calibration": calibration}
+    about |= {"frames": {key: len(frames) * len(clips) for key, frames in part.items()}, "weights": _digest(model)}
+    return Task(
+        name, model.eval(), source, draw, F.l1_loss, lambda net: score("test", net),
+        lambda net: score("validation", net), lr or MATTING_LR, threshold_lr, "iou", about,
+    )  # fmt: skip
+
+
+TILE = 64  # side of the low-resolution patches, pixels
+
+
+def super_resolution(
+    clip: videomatte.Clip,
+    folder: str | os.PathLike,
+    *,
+    steps: int = 2000,
+    n_filters: int = 16,
+    quality: int = 30,
+    batch: int = 8,
+    calibration: int = 64,
+    every: int = 1,
+    lr: dict[int, float] | None = None,
+    threshold_lr: float = 1e-2,
+    progress: bool = False,
+) -> Task:
+    """Twice the size by the core of a small SRUNet, trained here: low resolution is the frame, halved and JPEG-coded.
+
+    The network gives the detail; the host adds the bicubic enlargement and clamps. Its blocks are folded to one
+    convolution each (:func:`i2ilib.models.reparametrise`) before anything is quantised.
+
+    Args:
+        clip: Whose composites to learn from.
+        folder: Keeps the float network, so that it is trained once.
+        steps: Of the float training.
+        n_filters: Width of the network.
+        quality: Of the JPEG that carries the low resolution.
+        batch: Patches a training step.
+        calibration: As in :func:`matting`, and the arguments after it.
+        every: Take every n-th frame of each part, for a faster look.
+        lr: Learning rates of the weights by bits; those that :func:`rates` found when None.
+        threshold_lr: Learning rate of the thresholds.
+        progress: Show a bar over the float training.
+
+    Returns:
+        The task. Loss: L1 to the true detail, in [-1, 1]. Scores: ``psnr_db`` and ``ssim`` (scikit-image, RGB in
+        [0, 1], 7 x 7 windows), means over the frames, which pass through in tiles of 64 x 64 pixels; in ``about``,
+        ``bicubic`` has those of the host alone.
+    """
+    parts = videomatte.paper_split(len(clip))
+    part = {key: frames[::every] for key, frames in parts._asdict().items()}
+    pairs = {key: [_degrade(clip, index, quality) for index in frames] for key, frames in part.items()}
+    host = models.SRUNet(n_filters=n_filters).host
+
+    def crop(rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = pairs["train"][rng.integers(len(pairs["train"]))]
+        y, x = (int(rng.integers(size - TILE + 1)) for size in low.shape[1:])
+        pair = low[:, y : y + TILE, x : x + TILE], high[:, 2 * y : 2 * (y + TILE), 2 * x : 2 * (x + TILE)]
+        return tuple(torch.from_numpy(part.copy()).float().div(127.5).sub(1) for part in pair)
+
+    def source(seed: int) -> Source:
+        def give(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+            rng = np.random.default_rng([seed, 0, step])
+            low, high = (torch.stack(part) for part in zip(*(crop(rng) for _ in range(batch)), strict=True))
+            return low, high - host(torch.zeros_like(high), low)
+
+        return give
+
+    def draw(seed: int) -> list[torch.Tensor]:
+        rng = np.random.default_rng([seed, 1])
+        return list(torch.stack([crop(rng)[0] for _ in range(calibration)]).split(8))
+
+    def score(part: str, network: Network) -> dict[str, float]:
+        found = []
+        for low, high in pairs[part]:
+            frame = torch.from_numpy(low).float().div(127.5).sub(1)[None]
+            tiles = patches.split(frame, patch=TILE, stride=TILE)
+            detail = patches.merge(network(tiles), height=high.shape[1], width=high.shape[2], stride=2 * TILE)
+            made, true = host(detail, frame)[0].add(1).div(2).clamp(0, 1).numpy(), high.astype(np.float32) / 255
+            both = {"data_range": 1.0}
+            ssim = structural_similarity(true, made, channel_axis=0, **both)
+            found.append((peak_signal_noise_ratio(true, made, **both), float(ssim)))
+        return dict(zip(("psnr_db", "ssim"), map(statistics.fmean, zip(*found, strict=True)), strict=True))
+
+    about = {"clip": clip.name, "steps": steps, "n_filters": n_filters, "quality": quality, "batch": batch}
+    about |= {"calibration": calibration, "frames": {key: len(frames) for key, frames in part.items()}}
+    path = Path(folder) / f"srunet_{_digest(about)}.safetensors"
+    if not path.exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh = models.SRUNet(n_filters=n_filters, residual=False)
+        settings = {"steps": steps, "lr": 1e-3, "decay": True, "progress": progress}
+        train_float(fresh.train(), source(2**31), F.l1_loss, **settings)  # a seed that no arm has
+        models.save(path, models.reparametrise(fresh), trained=about)
+    model, _ = models.load(path)
+    alone = score("test", lambda tiles: torch.zeros(len(tiles), 3, 2 * TILE, 2 * TILE))
+    about |= {"weights": _digest(model), "bicubic": alone}
+    return Task(
+        "super-resolution", model.eval(), source, draw, F.l1_loss, lambda net: score("test", net),
+        lambda net: score("validation", net), lr or ENLARGING_LR, threshold_lr, "psnr_db", about,
+    )  # fmt: skip
+
+
+def _degrade(clip: videomatte.Clip, index: int, quality: int) -> tuple[np.ndarray, np.ndarray]:
+    """A frame at half its size after JPEG, (3, H/2, W/2), and as it was, (3, H, W); sRGB codes, uint8."""
+    srgb, _ = videomatte.matting_frame(clip, index)
+    height, width = (size // (2 * TILE) * 2 * TILE for size in srgb.shape[1:])
+    srgb = srgb[:, :height, :width]
+    codes = [part.mul(255).round().to(torch.uint8).numpy() for part in (F.avg_pool2d(srgb, 2), srgb)]
+    file = io.BytesIO()
+    Image.fromarray(codes[0].transpose(1, 2, 0)).save(file, "JPEG", quality=quality)
+    return np.array(Image.open(file)).transpose(2, 0, 1), codes[1]
+
+
+def _digest(thing: nn.Module | dict) -> str:
+    """Eight characters that stand for weights or JSON values."""
+    total = hashlib.sha256()
+    if isinstance(thing, nn.Module):
+        for key, value in sorted(thing.state_dict().items()):
+            total.update(key.encode() + value.contiguous().numpy().tobytes())
+    else:
+        total.update(json.dumps(thing, sort_keys=True).encode())
+    return total.hexdigest()[:8]
+
+
+def train_float(
+    model: nn.Module,
+    batches: Source,
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    steps: int,
+    lr: float,
+    decay: bool = False,
+    progress: bool = False,
+) -> list[float]:
+    """Train a float network in place by Adam, in the mode that it is in.
+
+    Args:
+        model: Whose every parameter is trained.
+        batches: Step to input and target.
+        loss: Output and target to a scalar.
+        steps: How many.
+        lr: Learning rate; ``decay`` lets it fall to zero along a cosine.
+        decay: See there.
+        progress: Show a bar.
+
+    Returns:
+        The loss of every step.
+    """
+    optimiser = torch.optim.Adam(model.parameters(), lr, fused=True)
+    losses = []
+    for step in tqdm(range(steps), desc="float", unit="step", leave=False, disable=not progress):
+        if decay:
+            optimiser.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / steps)) / 2
+        x, target = batches(step)
+        optimiser.zero_grad(set_to_none=True)
+        value = loss(model(x), target)
+        value.backward()
+        optimiser.step()
+        losses.append(value.item())
+    return losses
+
+
+# --- the arms ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to arrive at a network: how many bits, and how much training."""
+
+    name: str
+    bits: int = 8  # of every integer; 32: float
+    steps: int = 0  # of training; 0: calibration alone
+    lr: float = 0.0
+    threshold_lr: float = 0.0
+    batch_norm: str = "frozen"  # or "live"
+    repair: bool = False  # equalisation and bias correction
+
+
+PAPER = {"steps": 15, "lr": 5e-8, "threshold_lr": 1e-2}  # section 3.4.2: 10 to 15 steps; the thresholds' rate is AMD's
+NAMES = ("float", "float continued", "PTQ", "PTQ repaired", "QAT as published", "QAT", "QAT live BatchNorm")
+
+
+def arms(task: Task, *, steps: int, bits: Sequence[int] = (8, 6, 5, 4), names: Sequence[str] = NAMES) -> list[Arm]:
+    """The arms of the study: all of :data:`NAMES` at 8 bits, PTQ and QAT at fewer.
+
+    Args:
+        task: Gives the rates.
+        steps: Of training, for every arm that trains, but the published one.
+        bits: Numbers of bits.
+        names: Which of :data:`NAMES`.
+
+    Raises:
+        I2IError: If a name is unknown, or the task has no rate for a number of bits.
+    """
+    if unknown := [name for name in names if name not in NAMES]:
+        raise I2IError("arms", expected=" or ".join(map(repr, NAMES)), got=", ".join(map(repr, unknown)))
+    if unknown := [n for n in bits if n not in task.lr]:
+        raise I2IError("bits", expected=f"from {', '.join(map(str, sorted(task.lr)))}", got=unknown)
+    found = [Arm("float", FLOAT), Arm("float continued", FLOAT, steps, task.lr[8])]
+    for n in bits:
+        trained = {"steps": steps, "lr": task.lr[n], "threshold_lr": task.threshold_lr}
+        found += [Arm("PTQ", n), Arm("QAT", n, **trained)]
+        if n == 8:
+            found += [Arm("PTQ repaired", repair=True), Arm("QAT as published", **PAPER)]
+            if any(isinstance(module, nn.BatchNorm2d) for module in task.model.modules()):
+                found.append(Arm("QAT live BatchNorm", **trained, batch_norm="live"))
+    return sorted((arm for arm in found if arm.name in names), key=lambda arm: (-arm.bits, NAMES.index(arm.name)))
+
+
+def arrive(task: Task, arm: Arm, seed: int, folder: str | os.PathLike) -> tuple[nn.Module | Quantised, dict]:
+    """The network of an arm, and how it went.
+
+    Args:
+        task: What for.
+        arm: Which.
+        seed: Draws calibration patches and the order of the batches.
+        folder: For the checkpoint of a training.
+
+    Returns:
+        The network: float, or quantised. ``losses``, twenty means along the training; ``moved``, how many fix
+        positions are others than after calibration.
+    """
+    if arm.bits == FLOAT:
+        model = copy.deepcopy(task.model)
+        if not arm.steps:
+            return model, {}
+        losses = train_float(model, task.source(seed), task.loss, steps=arm.steps, lr=arm.lr)  # BatchNorm frozen
+        return model.eval(), {"losses": _thin(losses)}
+    batches = task.calibration(seed)
+    start = quantise(task.model, batches, bits=arm.bits, equalise=arm.repair, correct_bias=arm.repair)
+    if not arm.steps:
+        return start, {}
+    trainable = Trainable(task.model, batches, start=start, bits=arm.bits)
+    rates = {"lr": arm.lr, "threshold_lr": arm.threshold_lr, "batch_norm": arm.batch_norm}
+    history = fine_tune(trainable, task.source(seed), task.loss, folder, steps=arm.steps, **rates, progress=False)
+    network = trainable.quantised()
+    moved = sum(network.fix_positions[name] != fp for name, fp in start.fix_positions.items())
+    return network, {"losses": _thin(history.steps["loss"]), "moved": moved}
+
+
+def _thin(losses: list[float], parts: int = 20) -> list[float]:
+    return [round(float(part.mean()), 6) for part in np.array_split(losses, min(parts, len(losses)))]
+
+
+def runner(network: nn.Module | Quantised) -> Network:
+    """Batch to batch: PyTorch for a float network, the exact integer executor for a quantised one."""
+    return network.integer if isinstance(network, Quantised) else torch.no_grad()(network)
+
+
+# --- the study ---------------------------------------------------------------------------------------
+
+
+def study(
+    task: Task,
+    *,
+    seeds: int = 3,
+    steps: int = 100,
+    bits: Sequence[int] = (8, 6, 5, 4),
+    names: Sequence[str] = NAMES,
+    folder: str | os.PathLike = runtime.ROOT / "runs" / "ptq_qat",
+    progress: bool = True,
+) -> list[dict]:
+    """Train and score every arm with every seed; what ``folder`` has already is not computed again.
+
+    Args:
+        task: From :func:`matting` or :func:`super_resolution`.
+        seeds: How many: 0, 1, …
+        steps: Of every training, but the published one.
+        bits: Numbers of bits, of those that the task has a rate for.
+        names: Which of :data:`NAMES`.
+        folder: Keeps one JSON file a result.
+        progress: Show a bar.
+
+    Returns:
+        One row a result: ``task``, ``arm``, ``bits``, ``seed``, ``scores``, ``seconds``, the rates, ``losses``…
+
+    Raises:
+        I2IError: If there is no seed, a name is unknown, or a number of bits has no rate.
+    """
+    if seeds < 1:
+        raise I2IError("seeds", expected="at least 1", got=seeds)
+    planned = [(arm, seed) for seed in range(seeds) for arm in arms(task, steps=steps, bits=bits, names=names)]
+    return list(_results(task, planned, task.score, Path(folder), progress=progress))
+
+
+def rates(
+    task: Task,
+    lrs: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3),
+    threshold_lrs: Sequence[float] = (1e-2,),
+    *,
+    steps: int = 100,
+    bits: Sequence[int] = (8, 4),
+    folder: str | os.PathLike = runtime.ROOT / "runs" / "ptq_qat",
+    progress: bool = True,
+) -> list[dict]:
+    """QAT at several learning rates beside PTQ and the float control, scored on the *validation* frames, seed 0.
+
+    Args:
+        task: As in :func:`study`, and ``folder`` and ``progress``.
+        lrs: Learning rates of the weights.
+        threshold_lrs: Learning rates of the thresholds.
+        steps: Of training.
+        bits: Numbers of bits.
+        folder: See there.
+        progress: See there.
+
+    Returns:
+        Rows as of :func:`study`.
+    """
+    planned = [Arm("float", FLOAT), *(Arm("float continued", FLOAT, steps, lr) for lr in lrs)]
+    for n in bits:
+        planned += [Arm("PTQ", n), *(Arm("QAT", n, steps, lr, other) for lr in lrs for other in threshold_lrs)]
+    folder = Path(folder) / "rates"
+    return list(_results(task, [(arm, 0) for arm in planned], task.validate, folder, progress=progress))
+
+
+def _results(
+    task: Task, planned: list[tuple[Arm, int]], score: Callable[[Network], dict], folder: Path, *, progress: bool
+) -> Iterator[dict]:
+    bar = tqdm(planned, desc=task.name, unit="arm", disable=not progress)
+    for arm, seed in bar:
+        bar.set_postfix_str(f"{arm.name}, {arm.bits} bits, seed {seed}")
+        settings = dataclasses.asdict(arm) | {"task": task.about}
+        stem = f"{task.name}_{arm.name}_{arm.bits}_{seed}_{_digest(settings)}".replace(" ", "-")
+        path = folder / f"{stem}.json"
+        if not path.exists():
+            began = time.perf_counter()
+            network, how = arrive(task, arm, seed, folder / stem)
+            seconds = round(time.perf_counter() - began, 2)
+            about = {key: value for key, value in dataclasses.asdict(arm).items() if key != "name"}
+            row = {"task": task.name, "arm": arm.name, **about, "seed": seed, "scores": score(runner(network))}
+            runtime.write_json(path, row | {"seconds": seconds} | how)
+            shutil.rmtree(folder / stem, ignore_errors=True)
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def summarise(rows: Sequence[dict]) -> list[dict]:
+    """Mean and standard deviation over the seeds.
+
+    Args:
+        rows: From :func:`study`, of one task or several.
+
+    Returns:
+        One row for each task, arm and number of bits: ``n``, ``seconds`` (mean), ``scores``: metric to ``mean`` and
+        ``std`` (of the sample, n - 1; None of a single seed).
+
+    Raises:
+        I2IError: If a seed is there twice.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["arm"], row["bits"]), []).append(row)
+    found = []
+    for (task, arm, bits), members in groups.items():
+        if len({row["seed"] for row in members}) < len(members):
+            raise I2IError("rows", expected="a seed once", got=f"{task}, {arm}, {bits} bits: one twice or more")
+        scores = {}
+        for metric in members[0]["scores"]:
+            values = [row["scores"][metric] for row in members]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            scores[metric] = {"mean": statistics.fmean(values), "std": spread}
+        seconds = round(statistics.fmean(row["seconds"] for row in members), 2)
+        found.append({"task": task, "arm": arm, "bits": bits, "n": len(members), "seconds": seconds, "scores": scores})
+    return found
+
+
+PAIRS = (  # what is asked, arm against arm; at the same bits where both are quantised
+    ("PTQ", "float"),
+    ("PTQ repaired", "PTQ"),
+    ("QAT as published", "PTQ"),
+    ("QAT", "PTQ"),
+    ("QAT live BatchNorm", "QAT"),
+    ("float continued", "float"),
+    ("QAT", "float continued"),
+)
+
+
+def verdicts(summary: Sequence[dict]) -> list[dict]:
+    """Which arm is better than which: where the means differ by more than the standard deviations joined.
+
+    Args:
+        summary: From :func:`summarise`, of two seeds or more.
+
+    Returns:
+        For each of :data:`PAIRS`, number of bits and metric: ``task``, ``arm``, ``against``, ``bits``, ``metric``,
+        ``difference`` (of the means), ``noise`` (root of the sum of both variances) and ``verdict``: "better",
+        "worse" or "no difference".
+
+    Raises:
+        I2IError: If the summary is of single seeds.
+    """
+    if any(row["n"] < 2 for row in summary):
+        raise I2IError("verdicts", expected="two seeds or more", got="one", remedy="Run the study with more seeds.")
+    found = []
+    for (arm, against), a, b in ((pair, a, b) for pair in PAIRS for a in summary for b in summary):
+        same = a["task"] == b["task"] and (a["bits"] == b["bits"] or b["bits"] == FLOAT)
+        if not same or (a["arm"], b["arm"]) != (arm, against):
+            continue
+        for metric, score in a["scores"].items():
+            other = b["scores"][metric]
+            difference, noise = score["mean"] - other["mean"], math.hypot(score["std"], other["std"])
+            up = (difference > 0) == HIGHER_IS_BETTER[metric.partition("/")[0]]
+            verdict = "no difference" if abs(difference) <= noise else "better" if up else "worse"
+            row = {"task": a["task"], "arm": arm, "against": against, "bits": a["bits"], "metric": metric}
+            found.append(row | {"difference": difference, "noise": noise, "verdict": verdict})
+    return found
+
+
+# --- the command -------------------------------------------------------------------------------------
+
+
+def tasks(run: runtime.Run, folder: str | os.PathLike = runtime.ROOT / "runs" / "ptq_qat") -> dict[str, Task]:
+    """The two tasks at the size of a preset: on the sample clip, at "full" matting on all six actors.
+
+    Returns:
+        By name, "matting" and "sr".
+    """
+    sample = videomatte.clips(runtime.DATA / "sample")[0]
+    clips, few = [sample], {"calibration": run.pick(smoke=8, quick=32, full=64)}
+    few |= {"every": run.pick(smoke=3, quick=1, full=1)}
+    if run.preset == "full":
+        for actor in synthetic.ACTORS:  # rendered where they are not there
+            synthetic.write_clip(synthetic.DEFAULT_ROOT, actor, frames=75, height=512, width=768)
+        names = {f"{actor.name}_768x512" for actor in synthetic.ACTORS}
+        clips = [clip for clip in videomatte.clips(synthetic.DEFAULT_ROOT) if clip.name in names]
+    model, meta = models.pretrained("matting_actors")
+    return {
+        "matting": matting(clips, model, mode=meta["trained"]["mode"], q_in=meta["q_in"], **few),
+        "sr": super_resolution(sample, folder, steps=run.pick(smoke=20, quick=500, full=2500), **few),
+    }
+
+
+def size(run: runtime.Run) -> dict[str, object]:
+    """Arguments of :func:`study` for a preset: smoke takes seconds, quick minutes, full about half an hour."""
+    return {
+        "seeds": run.pick(smoke=1, quick=2, full=3),
+        "steps": run.pick(smoke=3, quick=50, full=100),
+        "bits": run.pick(smoke=(8,), quick=(8, 4), full=(8, 6, 5, 4)),
+        "names": run.pick(smoke=("PTQ", "QAT"), quick=("float", "float continued", "PTQ", "QAT"), full=NAMES),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m i2ilib.ptq_qat``: when does quantisation-aware training pay?"""
+    parser = argparse.ArgumentParser(prog="python -m i2ilib.ptq_qat", description=main.__doc__.split(": ")[1])
+    parser.add_argument("--preset", choices=runtime.PRESETS, help="default: I2I_PRESET, else quick")
+    parser.add_argument("--task", choices=["matting", "sr"], action="append", help="both when not given")
+    parser.add_argument("--seeds", type=int, help="how many (default: the preset's)")
+    parser.add_argument("--rates", action="store_true", help="try learning rates on the validation frames as well")
+    parser.add_argument("--record", action="store_true", help="keep the result in data/results")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    run = runtime.start(0, preset=options.preset)
+    settings = size(run) | ({} if options.seeds is None else {"seeds": options.seeds})
+    if options.record and (options.task or settings["seeds"] < 2):
+        parser.error("what is recorded holds both tasks and 2 seeds or more")
+    folder = runtime.ROOT / "runs" / "ptq_qat" / run.preset
+    made = tasks(run, folder)
+    chosen = [made[name] for name in options.task or made]
+    rows = [row for task in chosen for row in study(task, **settings, folder=folder)]
+    result = settings | {"tasks": {task.name: task.about for task in chosen}}
+    result |= {"seconds": round(sum(row["seconds"] for row in rows), 1), "rows": rows, "summary": summarise(rows)}
+    result["verdicts"] = verdicts(result["summary"]) if settings["seeds"] > 1 else []
+    if options.rates:
+        result["rates"] = [row for task in chosen for row in rates(task, steps=settings["steps"], folder=folder)]
+    if options.record:
+        runtime.record("ptq_qat", run, result)
+    print(json.dumps(result, indent=2) if options.json else table(result["summary"]))
+
+
+def table(summary: Sequence[dict]) -> str:
+    """The summary as text: a line for each task, arm and number of bits; means ± standard deviations."""
+    lines = []
+    for row in summary:
+        bits = "float" if row["bits"] == FLOAT else f"{row['bits']} bits"
+        scores = (
+            f"{metric} {score['mean']:.5g}" + ("" if score["std"] is None else f" ± {score['std']:.2g}")
+            for metric, score in row["scores"].items()
+        )
+        lines.append(f"{row['task']:17}{row['arm']:20}{bits:8}n {row['n']}  " + "  ".join(scores))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Interactive views for JupyterLab. Each is a shell over a plain function that works without a front end."""
+
+from .fixed_point import FixedPointExplorer, FixedPointView, fixed_point_explorer, fixed_point_view
+from .quantisation import (
+    CalibrationView,
+    CalibrationWidget,
+    PositionView,
+    PositionWidget,
+    calibration_view,
+    calibration_widget,
+    position_view,
+    position_widget,
+)
+
+__all__ = [
+    "CalibrationView",
+    "CalibrationWidget",
+    "FixedPointExplorer",
+    "FixedPointView",
+    "PositionView",
+    "PositionWidget",
+    "calibration_view",
+    "calibration_widget",
+    "fixed_point_explorer",
+    "fixed_point_view",
+    "position_view",
+    "position_widget",
+]
