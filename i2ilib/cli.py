@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints (default: 10 or more)")
     train.add_argument("--tensorboard", action="store_true", help="also write event files for TensorBoard")
 
-    inspect = command("inspect", _inspect, "Say which operators of a model a DPU runs, which it cannot, and what helps.")
+    inspect = command("inspect", _inspect, "Say what of a model a DPU runs, what not, and what helps.")
     inspect.add_argument("model", type=Path, help="a .safetensors file")
     inspect.add_argument("--target", default="U50", help="a DPU, or U50 (default)")
 

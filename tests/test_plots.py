@@ -289,7 +289,7 @@ def test_staircase_goes_down_and_says_how_far():
     assert colours == [qp.BLUE, qp.RED, qp.GREEN, qp.AMBER]
     told = texts(ax.texts)
     assert told[1:] == [
-        "max 0.0001 LSB\n0 differ",
+        "max < 0.01 LSB\n0 differ",
         "max 2.5 LSB\n40 % differ",
         "equal to\nfake",
         "max 1 LSB\n5 % differ",
@@ -379,7 +379,7 @@ def test_qat_shows_loss_walk_and_positions():
     paths = {line.get_label(): line.get_ydata() for line in walks.lines if len(line.get_xdata()) == 4}
     np.testing.assert_allclose(paths["a"], np.array(walk["a"]) - 1)
     np.testing.assert_allclose(paths["b"], np.array(walk["b"]) + 2)
-    assert len(paths) == 3 and set(texts(walks.get_legend().get_texts())) == {"a", "b"}
+    assert len(paths) == 3 and set(texts(figure.legends[0].get_texts())) == {"a", "b"}
     levels = [line.get_ydata()[0] for line in walks.lines if len(line.get_xdata()) == 2]
     assert levels == [-2, -1, 0, 1]
     numbers = {line.get_label(): line.get_ydata().tolist() for line in count.lines}

@@ -1,4 +1,4 @@
-"""From the float network to the engine, step by step, each held against the one before in units of the last int8 tensor."""
+"""From the float network to the engine, step by step, each held against the one before, in LSB of the last tensor."""
 
 from __future__ import annotations
 

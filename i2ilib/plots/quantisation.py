@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..widgets import CalibrationView, PositionView
 
 BLUE, RED, GREEN, AMBER, VIOLET, GREY = PALETTE
-BINS = 128  # at most, over the grid and the values
+BINS = 24, 128  # over the grid and the values: for a few of them, for many
 
 
 # --- tensors and their grids ---------------------------------------------------------------------
@@ -99,7 +99,8 @@ def _histogram(ax: plt.Axes, values: torch.Tensor, fp: int, bits: int, kind: Kin
     half, step = 2 ** (bits - 1), 2.0**-fp
     low, high = (-half - 0.5) * step, (half - 0.5) * step  # what still rounds to an integer of the range
     least, most = min(low, values.min().item()), max(high, values.max().item())
-    width = max(2**bits / BINS, (most - least) / step / BINS) * step
+    bins = min(max(BINS[0], 2 * math.isqrt(values.numel())), BINS[1])
+    width = max(high - low, most - least) / bins
     before, after = (math.ceil((low - least) / width - 1e-6), math.ceil((most - high) / width - 1e-6))
     inside = max(1, round((high - low) / width))
     edges = np.concatenate(
@@ -273,7 +274,8 @@ def _verdict(step: Step) -> tuple[str, str]:
         return GREEN, f"equal to\n{step.against}"
     share = _percent(step.differing / step.total)
     colour = BLUE if step.differing == 0 else AMBER if step.max_lsb <= 1 else RED
-    return colour, f"max {step.max_lsb:.2g} LSB\n{share} differ"
+    largest = f"max {step.max_lsb:.2g} LSB" if step.max_lsb >= 0.01 else "max < 0.01 LSB"
+    return colour, f"{largest}\n{share} differ"
 
 
 # --- what integers cost --------------------------------------------------------------------------
@@ -479,7 +481,7 @@ def qat_figure(
     if not len(losses):
         raise I2IError("losses", expected="at least one step", got="none")
     panels = 3 if thresholds else 1
-    figure, axes = plt.subplots(1, panels, figsize=(WIDTH if thresholds else 0.62 * WIDTH, 3.0), squeeze=False)
+    figure, axes = plt.subplots(1, panels, figsize=(WIDTH if thresholds else 0.62 * WIDTH, 2.9), squeeze=False)
     axes = axes[0]
     _curve(axes[0], list(losses), BLUE)
     axes[0].set(title="Loss", ylabel="loss, log", yscale="log")
@@ -511,12 +513,13 @@ def _walk(axes: Sequence[plt.Axes], thresholds: Mapping[str, Sequence[float]], s
     low, high = math.floor(paths.min()), math.ceil(paths.max())
     for line in range(low, high + 1):
         walks.axhline(line, color=INK, lw=0.8, alpha=0.5)
-    walks.set(title="Thresholds", ylabel="$\\log_2 t$, from the end of its octave", ylim=(low - 0.05, high + 0.05))
-    walks.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1, fontsize=7)
+    walks.set(title="Thresholds", ylabel="$\\log_2 t$ less its octave's end", ylim=(low - 0.05, high + 0.05))
+    walks.get_figure().legend(*walks.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
     moved = octave[:, :1] - octave  # of the fix position: it falls as the threshold grows
     for colour, label, number in ((BLUE, "finer", (moved > 0).sum(0)), (RED, "coarser", (moved < 0).sum(0))):
         count.plot(at, number, color=colour, drawstyle="steps-post", label=label)
-    count.set(title="Positions that changed", ylabel=f"tensors, of {len(paths)}", ylim=(0, None))
+    most = max(1, (moved != 0).sum(0).max())
+    count.set(title="Positions that changed", ylabel=f"tensors, of {len(paths)}", ylim=(0, 1.1 * most))
     count.yaxis.set_major_locator(MaxNLocator(integer=True))
     count.legend(loc="best")
 
@@ -569,7 +572,7 @@ def calibration_view_figure(view: CalibrationView) -> Figure:
     ax.vlines(other, here[other], there[other], color=RED, lw=1.5)
     ax.plot(other, here[other], "o", ms=4.5, color=RED, label="moved")
     ax.set(ylabel="fix position", xlim=(-1, len(names)))
-    ax.set_xticks(other, [names[i] for i in other], rotation=35, ha="right", fontsize=7)
+    ax.set_xticks(other, [names[i] for i in other], rotation=50, ha="right", rotation_mode="anchor", fontsize=7)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1)
     extra = [name for on, name in ((view.equalise, "equalised"), (view.correct_bias, "biases corrected")) if on]

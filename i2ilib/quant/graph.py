@@ -59,7 +59,7 @@ def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx
         I2IError: If PyTorch cannot trace the model, it has several inputs or outputs, or an operator is not
             supported; the module is named.
     """
-    model = copy.deepcopy(model).eval()  # an exported module shares its parameters
+    model, example = copy.deepcopy(model).cpu().eval(), example.cpu()  # an exported module shares its parameters
     if len(example) < 2:  # a batch of one would be taken for a constant
         example = torch.cat([example, example])
     batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
@@ -81,9 +81,9 @@ def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx
         if node.target is A.pad.default and _argument(node, 2, "constant") == "constant":
             node.target, node.args = A.constant_pad_nd.default, (*node.args[:2], _argument(node, 3, None) or 0)
     _set_slopes(graph)
+    _refuse_unknown(graph, (*COMPUTING, *FOLLOWING, *HOST, A.batch_norm.default))
     if fold:
         fold_batch_norm(graph)
-    _refuse_unknown(graph, (*COMPUTING, *FOLLOWING, *HOST, *(() if fold else (A.batch_norm.default,))))
     graph.recompile()
     return graph
 
@@ -145,7 +145,7 @@ def _power_of_two(value: float) -> bool:
 
 
 def _not_two_tensors(node: fx.Node) -> str | None:
-    tensors = all(isinstance(argument, fx.Node) for argument in node.args[:2])
+    tensors = all(isinstance(argument, fx.Node) and argument.op != "get_attr" for argument in node.args[:2])
     same = tensors and node.args[0].meta["val"].shape[1:] == node.args[1].meta["val"].shape[1:]
     return None if same and node.kwargs.get("alpha", 1) == 1 else "a sum of two tensors of one shape"
 
@@ -160,7 +160,9 @@ def _uneven_scale(node: fx.Node) -> str | None:
     (_, _, height, width), (_, _, before_h, before_w) = node.meta["val"].shape, node.args[0].meta["val"].shape
     bilinear = node.target is A.upsample_bilinear2d.vec
     fits = _power_of_two if bilinear else float.is_integer
-    even = fits(float(height / before_h)) and fits(float(width / before_w)) and not (bilinear and node.args[2])
+    factors = [height / before_h, width / before_w]
+    scales = _argument(node, 3 if bilinear else 2, None) or factors  # PyTorch computes with these where they are given
+    even = all(map(fits, factors)) and list(scales) == factors and not (bilinear and node.args[2])
     return None if even else "a whole factor" + (", 2, 4 or 8, with align_corners=False" if bilinear else "")
 
 
@@ -171,7 +173,12 @@ _TROUBLE = {
     A.upsample_bilinear2d.vec: _uneven_scale,
     A.max_pool2d.default: lambda node: "a pool without dilation" if set(_argument(node, 4, [1])) != {1} else None,
     A.cat.default: lambda node: None if _argument(node, 1, 0) in (1, -3) else "a concat of channels (dim=1)",
-    A.constant_pad_nd.default: lambda node: "padding with zeros" if _argument(node, 2, 0) else None,
+    A.constant_pad_nd.default: lambda node: (
+        "padding of height and width, with zeros" if _argument(node, 2, 0) or len(node.args[1]) > 4 else None
+    ),
+    A.batch_norm.default: lambda node: (
+        "running statistics (track_running_stats=True)" if None in node.args[3:5] else None
+    ),
     A.conv_transpose2d.input: lambda node: (
         "a transposed convolution without groups and dilation"
         if _argument(node, 6, 1) != 1 or set(_argument(node, 7, [1])) != {1}
@@ -206,7 +213,11 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
         if conv.target not in CONVOLUTIONS or len(conv.users) > 1 or len(conv.args[1].users) > 1:
             want = "a convolution before BatchNorm, used by it alone and called once"
             raise I2IError(tensor_name(node), expected=want, got=conv.name)
-        gamma, beta, mean, variance = (parameter(graph, arg).double() for arg in node.args[1:5])
+        mean, variance = (parameter(graph, arg).double() for arg in node.args[3:5])
+        gamma, beta = (  # None with affine=False
+            torch.full_like(mean, neutral) if arg is None else parameter(graph, arg).double()
+            for arg, neutral in zip(node.args[1:3], (1.0, 0.0), strict=True)
+        )
         scale = gamma / torch.sqrt(variance + node.args[7])
         weight_node, bias_node = (*conv.args, None)[1:3]
         weight = parameter(graph, weight_node)
@@ -255,7 +266,8 @@ def tensor_name(node: fx.Node) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, kind = stack[-1] if stack else ("", "")
     # a torch.nn leaf names its own result; in a composite module the operator's name tells them apart
-    return path if str(kind).startswith("torch.nn.modules.") else f"{path}.{node.name}".lstrip(".")
+    leaf = path and str(kind).startswith("torch.nn.modules.")
+    return path if leaf else f"{path}.{node.name}".lstrip(".")
 
 
 def group_end(node: fx.Node) -> fx.Node:

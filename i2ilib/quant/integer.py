@@ -62,7 +62,7 @@ class Fixed:
         shift = self.fp - fp
         if self.q.dtype == torch.int8 and shift == 0 and not self.activation:
             return self
-        factor = 2 ** max(1, 1 - shift)
+        factor = LARGEST if shift > 23 else 2 ** max(1, 1 - shift)  # 23: half a unit would not fit beside the sums
         if self.activation == "leaky":
             q = self.wide(factor * NUMERATOR)
             # rounding keeps the order, so the larger of the two, rounded, is the larger of the two rounded
@@ -82,6 +82,7 @@ def _shift(q: Tensor, by: int) -> Tensor:
     """``q / 2^by`` rounded, ties up, in place."""
     if by <= 0:
         return q.bitwise_left_shift_(-by)
+    by = min(by, 62)  # nothing is left of any value that there is
     return q.add_(1 << (by - 1)).bitwise_right_shift_(by)
 
 
@@ -145,10 +146,11 @@ class Executor:
     def _compute(self, node: fx.Node, values: dict[fx.Node, Fixed | Tensor]) -> Fixed | Tensor:
         """The value of a node before it is rounded: exact and wide, or float on the host."""
         if node.target is A.cat.default:
-            parts = [self._rounded(values[part], node, self.sites[node]) for part in node.args[0]]
-            return Fixed(torch.cat([part.q for part in parts], -1), self.positions[node], self.half)
+            # each once: rounding overwrites the sums of a tensor that is there twice
+            parts = {part: self._rounded(values[part], node, self.sites[node]) for part in node.all_input_nodes}
+            return Fixed(torch.cat([parts[part].q for part in node.args[0]], -1), self.positions[node], self.half)
         source = values[node.args[0]]
-        if node.target in g.HOST:
+        if node.target in g.HOST or isinstance(source, Tensor):  # an activation of the host's result is float as well
             return node.target(source.float() if isinstance(source, Fixed) else source, *node.args[1:])
         if node.target in g.CONVOLUTIONS:
             return self.convolutions[node](source.q)
@@ -174,8 +176,14 @@ def exact_hardware() -> bool:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """(M, K) int8 times (K, N) int8, exact, int32."""
     if exact_hardware():
-        return torch._int_mm(a, b)
+        return torch._int_mm(_row_major(a), _row_major(b))
     return (a.double() @ b.double()).to(torch.int32)  # every sum is below 2^53
+
+
+def _row_major(a: Tensor) -> Tensor:
+    """With the strides of its shape: those of a view along an axis of length 1 are arbitrary, and the product uses them."""
+    a = a.contiguous()
+    return a.as_strided(a.shape, (a.shape[1], 1))
 
 
 def _windows(x: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation) -> Tensor:
@@ -217,7 +225,9 @@ class _Convolution:
             self.bias = bias.to(torch.int32 if self.bound < LARGEST else torch.int64)
         self.channels, self.kernel = weight.shape[0], tuple(weight.shape[2:])
         self.weight = weight
-        if not self.transposed:
+        if self.transposed:
+            self._phase_weight = functools.cache(self._phase_weight)  # its own, so that it goes with the convolution
+        else:
             self.parts = [self._matrix(part) for part in weight.chunk(self.groups)]
 
     @staticmethod
@@ -273,7 +283,6 @@ class _Convolution:
             target.copy_(_product(windows, self._phase_weight(rows.taps, columns.taps)).view(n, *count, -1))
         return sums
 
-    @functools.cache  # noqa: B019 - a convolution lives as long as its executor
     def _phase_weight(self, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
         return self._matrix(self.weight[:, :, list(rows)][..., list(columns)])
 
@@ -315,7 +324,8 @@ def _pool_windows(x: Fixed, node: fx.Node, fill: int) -> Tensor:
     """(kh · kw, N, h, w, C): the pixels under every window of a pool."""
     stride = node.args[2] if len(node.args) > 2 and node.args[2] else node.args[1]
     (kh, kw), (sh, sw), (ph, pw) = _pairs(node.args[1], stride, node.args[3] if len(node.args) > 3 else [0, 0])
-    height, width = node.meta["val"].shape[2:]
+    image = x.q.permute(0, 3, 1, 2).to("meta", torch.float32)  # PyTorch's own rule for the size, without computing
+    height, width = node.target(image, *node.args[1:]).shape[2:]
     down, right = (height - 1) * sh + kh, (width - 1) * sw + kw
     padded = F.pad(x.q, (0, 0, pw, max(0, right - x.q.shape[2] - pw), ph, max(0, down - x.q.shape[1] - ph)), value=fill)
     return torch.stack(
@@ -348,19 +358,20 @@ def _shuffle(x: Fixed, node: fx.Node) -> Fixed:
     return dataclasses.replace(x, q=q.reshape(n, height * r, width * r, channels // r**2))
 
 
-def _factors(x: Fixed, node: fx.Node) -> list[int]:
-    return [out // length for out, length in zip(node.meta["val"].shape[2:], x.q.shape[1:3], strict=True)]
+def _factors(node: fx.Node) -> list[int]:
+    before, after = node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+    return [out // length for out, length in zip(after, before, strict=True)]
 
 
 def _nearest(x: Fixed, node: fx.Node) -> Fixed:
-    rows, columns = _factors(x, node)
+    rows, columns = _factors(node)
     return dataclasses.replace(x, q=x.q.repeat_interleave(rows, 1).repeat_interleave(columns, 2))
 
 
 def _bilinear(x: Fixed, node: fx.Node) -> Fixed:
     """Enlarging by 2^k, align_corners off: the weights are whole multiples of 2^-(k+1) along each axis."""
-    q, fp, bound = x.wide(math.prod(2 * f for f in _factors(x, node))), x.fp, x.bound
-    for axis, factor in enumerate(_factors(x, node), 1):
+    q, fp, bound = x.wide(math.prod(2 * f for f in _factors(node))), x.fp, x.bound
+    for axis, factor in enumerate(_factors(node), 1):
         length = q.shape[axis]
         place = (2 * torch.arange(length * factor) + 1 - factor).clamp(min=0)  # in units of 1 / (2 factor)
         low, share = place // (2 * factor), place % (2 * factor)

@@ -216,7 +216,7 @@ def quantise(
     batches = [batch.cpu() for batch in calibration_batches]
     if not batches:
         raise I2IError("calibration_batches", expected="at least one batch", got="none")
-    folded = g.capture(model.cpu(), batches[0][:2])
+    folded = g.capture(model, batches[0][:2])
     if equalise:
         correct.equalise(folded)
     biases = {} if correct_bias else None
@@ -292,17 +292,16 @@ def layers(quantised: Quantised) -> dict[str, list[str]]:
     """The rounded tensors, layer by layer: a convolution's name, or the tensor's own, to tensor names."""
     names = {site.node: site.name for site in quantised.sites}
     found: dict[str, list[str]] = {}
+    taken: set[str] = set()
     for node in quantised.folded.graph.nodes:
         if node.target in g.CONVOLUTIONS:
             layer = g.tensor_name(node)
-            parts = (*node.args[1:3], g.group_end(node))
-            found[f"{layer}#{node.name}" if layer in found else layer] = [
-                names[part] for part in parts if part in names
-            ]
-    taken = {name for parts in found.values() for name in parts}
-    found |= {name: [name] for name in names.values() if name not in taken}
-    order = {site.name: i for i, site in enumerate(quantised.sites)}
-    return dict(sorted(found.items(), key=lambda item: max(order[name] for name in item[1])))
+            layer = f"{layer}#{node.name}" if layer in found else layer
+            found[layer] = [names[part] for part in (*node.args[1:3], g.group_end(node)) if part in names]
+            taken |= set(found[layer])
+        elif node.op != "get_attr" and node in names and names[node] not in taken:
+            found[names[node]] = [names[node]]
+    return found
 
 
 def _checked(bits: int) -> int:

@@ -42,8 +42,11 @@ def break_ties(quantised: Quantised) -> tuple[fx.GraphModule, list[g.Site]]:
         if node.op == "get_attr":
             continue
         if node.target is A.cat.default:
-            parts = [_lifted(graph, part, at.get(part, finest.get(part)), fp, part not in at) for part in node.args[0]]
-            node.args = (parts, *node.args[1:])
+            parts = {
+                part: _lifted(graph, part, at.get(part, finest.get(part)), fp, part not in at)
+                for part in node.all_input_nodes  # each once
+            }
+            node.args = ([parts[part] for part in node.args[0]], *node.args[1:])
             continue
         readers = list(node.users)
         moved[node] = new = _lifted(graph, node, finest[node], fp, True)
@@ -107,13 +110,16 @@ def _lifted(graph: fx.GraphModule, node: fx.Node, finest: int | None, fp: int, u
     while first.target in g.FOLLOWING and len(first.args[0].users) == 1:
         leaky |= first.target is A.leaky_relu.default
         first = first.args[0]
-    bias = (*first.args, None)[2] if first.target in g.CONVOLUTIONS else None
-    if not unrounded or first.target not in g.CONVOLUTIONS or (bias is not None and len(bias.users) > 1):
+    if not unrounded or first.target not in g.CONVOLUTIONS:
         return _behind(graph, node, [(A.add.Tensor, 2.0 ** -(finest + 1))])
     # behind LeakyReLU a shift counts 13/128: 1/16 of a step of the sums is 13/16 of a step there
     shift = 2.0 ** -max(finest - SLOPE_BITS + 4 if leaky else finest + 1, fp + 2)
+    bias = (*first.args, None)[2]
     value = torch.zeros(first.meta["val"].shape[1]) if bias is None else g.parameter(graph, bias).detach()
-    g.set_parameter(graph, g.add_bias(graph, first) if bias is None else bias, value + shift)
+    name = f"{first.name}_lifted"  # a bias of its own: a module that is called twice needs two shifts
+    graph.register_parameter(name, torch.nn.Parameter(value + shift, requires_grad=False))
+    with graph.graph.inserting_before(first):
+        first.args = (*first.args[:2], graph.graph.get_attr(name), *first.args[3:])
     return node
 
 
