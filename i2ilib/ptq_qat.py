@@ -436,7 +436,7 @@ def study(
 def rates(
     task: Task,
     lrs: Sequence[float] = (1e-6, 1e-5, 1e-4, 1e-3),
-    threshold_lrs: Sequence[float] = (1e-3, 1e-2),
+    threshold_lrs: Sequence[float] = (1e-3, 1e-2, 1e-1),
     *,
     steps: int = 100,
     bits: Sequence[int] = (8, 4),
@@ -447,8 +447,8 @@ def rates(
 
     Args:
         task: As in :func:`study`, and ``folder`` and ``progress``.
-        lrs: Learning rates of the weights.
-        threshold_lrs: Learning rates of the thresholds.
+        lrs: Learning rates of the weights, each with the task's own for the thresholds.
+        threshold_lrs: Learning rates of the thresholds, each with the task's own for the weights.
         steps: Of training.
         bits: Numbers of bits.
         folder: See there.
@@ -459,7 +459,8 @@ def rates(
     """
     planned = [Arm("float", FLOAT), *(Arm("float continued", FLOAT, steps, lr) for lr in lrs)]
     for n in bits:
-        planned += [Arm("PTQ", n), *(Arm("QAT", n, steps, lr, other) for lr in lrs for other in threshold_lrs)]
+        pairs = [(lr, task.threshold_lr) for lr in lrs] + [(task.lr[n], other) for other in threshold_lrs]
+        planned += [Arm("PTQ", n), *(Arm("QAT", n, steps, *pair) for pair in dict.fromkeys(pairs))]
     folder = Path(folder) / "rates"
     return list(_results(task, [(arm, 0) for arm in planned], task.validate, folder, progress=progress))
 

@@ -181,7 +181,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _row_major(a: Tensor) -> Tensor:
-    """With the strides of its shape: those of a view along an axis of length 1 are arbitrary, and the product uses them."""
+    """With the strides of its shape: a view may have any along an axis of length 1, and the product uses them."""
     a = a.contiguous()
     return a.as_strided(a.shape, (a.shape[1], 1))
 
