@@ -119,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
     quantise.add_argument("frames", type=Path, help="pictures or a video to calibrate on")
     quantise.add_argument("out", type=Path, help="the .safetensors file to write")
     quantise.add_argument("--frames-used", type=int, default=4, help="spread over the clip (default: 4)")
+    quantise.add_argument(
+        "--tail-aware",
+        action="store_true",
+        help="choose the last position by the matte that comes out, not by the values before tanh",
+    )
     quantise.add_argument("--onnx", type=Path, help="also write the network as ONNX with Q/DQ pairs")
     quantise.add_argument("--graph", type=Path, help="also describe the network, fix positions and shifts, as JSON")
     return parser
@@ -261,12 +266,14 @@ def _quantise(options: argparse.Namespace) -> int:
     from . import models
     from .frames import open_clip
     from .pipeline import MatteOptions
-    from .quant import quantise
+    from .quant import quantise, tail_aware
 
     model, meta = models.load(options.model)
     clip = open_clip(options.frames)
     batches = _calibration(clip, MatteOptions(q_in=meta.get("q_in", 1)), frames=options.frames_used)
     quantised = quantise(model, batches, progress=not options.json)
+    if options.tail_aware:
+        quantised = tail_aware(quantised, batches)
     meta |= {"fix_positions": quantised.fix_positions}
     models.save(options.out, model, **meta)
     if options.onnx:

@@ -33,8 +33,7 @@ from tqdm.auto import tqdm
 from . import colour, metrics, models, patches, runtime
 from .datasets import synthetic, videomatte
 from .errors import I2IError
-from .quant import Quantised, quantise, run
-from .quant.ptq import within_limits
+from .quant import Quantised, quantise, tail_aware
 from .quant.qat import Trainable, fine_tune
 from .train.batches import Batches
 
@@ -389,34 +388,6 @@ def _continued(task: Task, steps: int, lr: float, seed: int) -> tuple[nn.Module,
 def _calibrated(task: Task, bits: int, repair: bool, seed: int) -> tuple[list[torch.Tensor], Quantised]:
     batches = task.calibration(seed)
     return batches, quantise(task.model, batches, bits=bits, equalise=repair, correct_bias=repair)
-
-
-def tail_aware(quantised: Quantised, batches: Sequence[torch.Tensor], *, finer: int = 6) -> Quantised:
-    """The network with its last rounded tensor at the position that serves the host's tail best.
-
-    Calibration looks at that tensor itself and spends its integers on the whole range. Where a tanh or a clamp comes
-    after it, the far ends of the range all give the same, and steps are missed around zero, where the tail is steep.
-
-    Args:
-        quantised: From :func:`i2ilib.quant.quantise`.
-        batches: As for calibration; no targets are needed.
-        finer: Positions above the present one that are tried.
-
-    Returns:
-        The network whose output, behind the tail, has the least mean squared difference from the float network's;
-        the shifts stay within the DPU's limits. The same one where nothing is gained.
-    """
-    x = torch.cat(list(batches))
-    name = quantised.sites[-1].name
-    exact = run(quantised.folded, quantised.sites, x, {})
-    best, least = quantised, math.inf
-    for more in range(finer + 1):
-        moved = quantised.moved({name: quantised.fix_positions[name] + more})
-        if within_limits(moved.folded, moved.fix_positions) == moved.fix_positions:
-            error = float((moved.integer(x) - exact).double().square().mean())
-            if error < least:
-                best, least = moved, error
-    return best
 
 
 def _thin(losses: list[float], parts: int = 20) -> list[float]:

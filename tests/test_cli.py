@@ -333,6 +333,15 @@ def test_calibration_frames_are_spread_over_the_clip(picture, tmp_path):
     assert codes == [0, 4 * 30, 6 * 30]  # frames 0, 2, 4, 6 without the broken one
 
 
+def test_quantise_by_what_comes_out(call, weights, picture, tmp_path):
+    plain, aware = (
+        json.loads(call("quantise", weights, picture, tmp_path / "q.safetensors", "--json", *more)[1])["fix_positions"]
+        for more in ((), ("--tail-aware",))
+    )
+    assert plain.keys() == aware.keys() and {k for k in plain if plain[k] != aware[k]} <= {"head.conv"}
+    assert aware["head.conv"] >= plain["head.conv"]
+
+
 def test_quantise_describes_the_graph(call, weights, picture, tmp_path):
     code, _, err = call("quantise", weights, picture, tmp_path / "q.safetensors", "--graph", tmp_path / "q.json")
     assert code == 0, err

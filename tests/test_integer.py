@@ -53,7 +53,7 @@ def agree(quantised, x):
     """Assert that executor and oracle have the same integers everywhere; they are returned."""
     want, out = oracle(quantised, x)
     got = {}
-    assert torch.equal(quantised._executor(x, keep=got).double(), out)
+    assert torch.equal(quantised.integer(x, keep=got).double(), out)
     assert got.keys() == want.keys()
     for name, value in got.items():
         assert value.dtype == torch.int8 and torch.equal(value.double(), want[name]), name
@@ -311,7 +311,7 @@ def test_host_operator_computes_in_float(name):
     x = noise(2, 4, 8, 12)
     quantised = quantise(HOSTS[name], [x])
     maps = {}
-    assert torch.equal(quantised._executor(x, keep=maps), quantised.fake(x))
+    assert torch.equal(quantised.integer(x, keep=maps), quantised.fake(x))
     for key, value in quantised.activations(x).items():
         assert torch.equal(maps[key] * 2.0 ** -quantised.fix_positions[key], value), key
 

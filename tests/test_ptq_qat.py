@@ -119,40 +119,6 @@ def test_where_the_arms_arrive(toy, tmp_path):
     assert abs(errors["QAT as published", 8] / errors["PTQ", 8] - 1) < 0.01  # 15 steps at 5e-8 go nowhere
 
 
-class Saturated(nn.Module):
-    """Most outputs are far out where tanh is flat; what counts is near zero."""
-
-    def __init__(self, tail):
-        super().__init__()
-        self.conv, self.tail = nn.Conv2d(1, 1, 1), tail
-        nn.init.constant_(self.conv.weight, 60.0)
-        nn.init.zeros_(self.conv.bias)
-
-    def forward(self, x):
-        return self.tail(self.conv(x))
-
-
-def test_the_last_position_by_what_comes_out_behind_a_tanh():
-    x = (torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1) ** 3
-    model = Saturated(nn.Tanh()).eval()
-    plain = quantise(model, [x])
-    aware = ptq_qat.tail_aware(plain, [x])
-    name = plain.sites[-1].name
-    assert {key for key, fp in aware.fix_positions.items() if plain.fix_positions[key] != fp} == {name}
-    errors = {}  # by brute force, all positions
-    for fp in range(plain.fix_positions[name], plain.fix_positions[name] + 7):
-        errors[fp] = float((plain.moved({name: fp}).fake(x) - model(x).detach()).square().mean())
-    limit = aware.fix_positions["input"] + aware.fix_positions["conv.weight"]  # shifts go right
-    assert aware.fix_positions[name] == min((fp for fp in errors if fp <= limit), key=errors.get)
-    assert errors[aware.fix_positions[name]] < errors[plain.fix_positions[name]]
-
-
-def test_without_a_tail_calibration_is_right():
-    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    plain = quantise(Saturated(nn.Identity()).eval(), [x])
-    assert ptq_qat.tail_aware(plain, [x]).fix_positions == plain.fix_positions
-
-
 def test_seeds_draw_calibration_and_order(toy, tmp_path):
     arm = Arm("QAT", 8, 3, 1e-3, 1e-2)
     a, b, again = (ptq_qat.arrive(toy, arm, seed, tmp_path / str(i))[0] for i, seed in enumerate((0, 1, 0)))

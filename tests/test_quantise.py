@@ -10,7 +10,7 @@ from torch import nn
 
 from i2ilib import I2IError
 from i2ilib.models import Generator
-from i2ilib.quant import Quantised, fake_quantise, layers, quantise, run, sensitivity, with_positions
+from i2ilib.quant import Quantised, fake_quantise, layers, quantise, run, sensitivity, tail_aware, with_positions
 from i2ilib.quant import graph as g
 
 SLOPE = 13 / 128
@@ -110,7 +110,7 @@ def test_every_integer_equals_the_quantiser(golden, variant):
     """All int8 feature maps, to the bit, and the float sums between them; then the output."""
     name, ours = variant
     x, maps = torch.from_numpy(golden["test"]), {}
-    out = ours._executor(x, keep=maps)
+    out = ours.integer(x, keep=maps)
     assert maps.keys() == set(NAMES.values())
     for index, tensor in NAMES.items():
         np.testing.assert_array_equal(maps[tensor], golden[f"{name}/act_int8/{index}"], err_msg=tensor)
@@ -534,3 +534,37 @@ def test_bad_calls():
     for bits in (1, 9, "8", 7.5):
         with pytest.raises(I2IError, match=r"bits: expected 2 to 8, got"):
             quantise(net, [batch], bits=bits)
+
+
+class Saturated(nn.Module):
+    """Most outputs are far out where tanh is flat; what counts is near zero."""
+
+    def __init__(self, tail):
+        super().__init__()
+        self.conv, self.tail = nn.Conv2d(1, 1, 1), tail
+        nn.init.constant_(self.conv.weight, 60.0)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        return self.tail(self.conv(x))
+
+
+def test_the_last_position_by_what_comes_out_behind_a_tanh():
+    x = (torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1) ** 3
+    model = Saturated(nn.Tanh()).eval()
+    plain = quantise(model, [x])
+    aware = tail_aware(plain, [x])
+    name = plain.sites[-1].name
+    assert {key for key, fp in aware.fix_positions.items() if plain.fix_positions[key] != fp} == {name}
+    errors = {}  # by brute force, all positions
+    for fp in range(plain.fix_positions[name], plain.fix_positions[name] + 7):
+        errors[fp] = float((plain.moved({name: fp}).fake(x) - model(x).detach()).square().mean())
+    limit = aware.fix_positions["input"] + aware.fix_positions["conv.weight"]  # shifts go right
+    assert aware.fix_positions[name] == min((fp for fp in errors if fp <= limit), key=errors.get)
+    assert errors[aware.fix_positions[name]] < errors[plain.fix_positions[name]]
+
+
+def test_without_a_tail_calibration_is_right():
+    x = torch.rand(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = quantise(Saturated(nn.Identity()).eval(), [x])
+    assert tail_aware(plain, [x]).fix_positions == plain.fix_positions

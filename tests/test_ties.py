@@ -178,7 +178,7 @@ def test_lifting_moves_nothing_but_ties(mixed, seed):
     x = noise(2, 4, 8, 12, seed=seed)
     graph, sites = break_ties(quantised)
     exact = {}
-    quantised._executor(x, keep=exact)
+    quantised.integer(x, keep=exact)
     seen = []
 
     def rounding(site, value):

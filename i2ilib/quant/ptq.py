@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -86,17 +87,18 @@ class Quantised:
 
         return Executor(self)
 
-    def integer(self, x: torch.Tensor) -> torch.Tensor:
+    def integer(self, x: torch.Tensor, *, keep: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """The network in integers alone: int8 in, int32 sums, shifts, int8 out. The reference for every engine.
 
         Args:
             x: As in :meth:`fake`; rounded to int8 first.
+            keep: When given, filled with every int8 feature map (N, C, H, W) by tensor name.
 
         Returns:
             The network's output, (N, C', H', W') float32: the last int8 tensor times its step, after the host's
             operators (tanh, clamp), which are float.
         """
-        return self._executor(x)
+        return self._executor(x, keep=keep)
 
     def moved(self, fix_positions: dict[str, int]) -> Quantised:
         """The same network with some fix positions changed.
@@ -264,6 +266,34 @@ def calibrate(
 def with_positions(model: nn.Module, fix_positions: dict[str, int], example: torch.Tensor) -> Quantised:
     """The quantised network for fix positions that are known: kept with the weights, or set by hand."""
     return Quantised(g.capture(model, example), fix_positions, example.shape[1:])
+
+
+def tail_aware(quantised: Quantised, batches: Iterable[torch.Tensor], *, finer: int = 6) -> Quantised:
+    """The network with its last rounded tensor at the position that serves the host's tail best.
+
+    Calibration looks at that tensor itself and spends its integers on the whole range. Where a tanh or a clamp comes
+    after it, the far ends of the range all give the same, and steps are missed around zero, where the tail is steep.
+
+    Args:
+        quantised: From :func:`i2ilib.quant.quantise`.
+        batches: As for calibration; no targets are needed.
+        finer: Positions above the present one that are tried.
+
+    Returns:
+        The network whose output, behind the tail, has the least mean squared difference from the float network's;
+        the shifts stay within the DPU's limits. The same one where nothing is gained.
+    """
+    x = torch.cat(list(batches))
+    name = quantised.sites[-1].name
+    exact = run(quantised.folded, quantised.sites, x, {})
+    best, least = quantised, math.inf
+    for more in range(finer + 1):
+        moved = quantised.moved({name: quantised.fix_positions[name] + more})
+        if within_limits(moved.folded, moved.fix_positions) == moved.fix_positions:
+            error = float((moved.integer(x) - exact).double().square().mean())
+            if error < least:
+                best, least = moved, error
+    return best
 
 
 def sensitivity(
