@@ -22,7 +22,7 @@ from .deploy.openvino import from_pytorch
 from .frames import Frame
 from .metrics import iou, mse
 from .pipeline import MatteOptions, matte
-from .quant import quantise
+from .quant import quantise, tail_aware
 from .train import MattingConfig, matting_config, train_matting
 
 _KOFI = next(actor for actor in synthetic.ACTORS if actor.name == "kofi")
@@ -157,7 +157,8 @@ def run_user(
         "waiting_share": round(history.waiting, 5),
         "peak_memory_gib": runtime.peak_memory_gib(),
     }
-    for name, network in (("float", model), ("int8", quantised)):
+    networks = {"float": model, "int8": quantised, "int8_tail_aware": tail_aware(quantised, batches)}
+    for name, network in networks.items():
         with from_pytorch(network, batches[0]) as runner:
             row[name] = score(runner, clip, split.test, mode=mode, q_in=config.q_in)
     return row

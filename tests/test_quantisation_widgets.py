@@ -242,6 +242,20 @@ def test_calibrations_are_kept_until_the_weights_change(scene, monkeypatch):
     assert after.fix_positions["head.weight"] == before.fix_positions["head.weight"] - 4
 
 
+def test_slider_reaches_the_browser_in_one_message(scene, quantised, monkeypatch):
+    """Sent one by one, an old value meets new ends there, is clipped, and the slider shows what no picture does."""
+    _, _, x, truth = scene
+    widget = widgets.position_widget(quantised, x, truth)
+    sent = []
+
+    def note(key: str | set[str]) -> None:
+        sent.append({key} if isinstance(key, str) else set(key))
+
+    monkeypatch.setattr(widget.fix_position, "send_state", note)
+    widget.tensor.value = "head"
+    assert {"min", "max", "value"} in sent, sent
+
+
 def test_every_control_of_the_calibration_widget(scene):
     model, batches, x, truth = scene
     widget = widgets.calibration_widget(model, batches, x, truth)

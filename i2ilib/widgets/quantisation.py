@@ -203,7 +203,7 @@ class PositionWidget(ipw.VBox):
         try:
             name = self.tensor.value
             start = positions_at(self.quantised, self.bits.value)[name]
-            with self.fix_position.hold_trait_notifications():  # the ends and the value move together
+            with self.fix_position.hold_sync(), self.fix_position.hold_trait_notifications():  # ends and value together
                 self.fix_position.min, self.fix_position.max = start - REACH, start + REACH
                 self.fix_position.value = start + self._offsets.get(name, 0)
             self.view = position_view(
