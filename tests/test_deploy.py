@@ -1,6 +1,7 @@
 """Every runner computes the network, in the precision it claims, one batch at a time or several in flight."""
 
 import copy
+import subprocess
 import sys
 
 import pytest
@@ -153,3 +154,22 @@ def test_backends_that_cannot_be(net, tmp_path, monkeypatch):
     monkeypatch.setitem(BACKENDS, "ghost", ("no_such_library", "a test"))
     with pytest.raises(I2IError, match="no_such_library"):
         open_runner("ghost", path)
+
+
+AFTER = """
+import os, signal, sys, threading
+from i2ilib.deploy.openvino import OpenVinoRunner
+import torch
+runners = [OpenVinoRunner(sys.argv[1])]
+runners[0].prepare((2, 3, 64, 64))
+thread = threading.Thread(target=runners.clear)  # as when a worker drops the last reference
+thread.start(); thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_interrupt_is_survived_wherever_a_runner_ended(net, tmp_path):
+    path = to_onnx(net, torch.zeros(2, 3, 64, 64), tmp_path / "net.onnx")
+    done = subprocess.run([sys.executable, "-c", AFTER, path], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "handled"), done

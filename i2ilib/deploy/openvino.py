@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 import threading
@@ -21,6 +22,18 @@ from .runner import check_batch
 
 PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}  # the hint is for what is not quantised
 CONVOLUTIONS = ("Convolution", "Deconvolution")
+
+
+@functools.cache
+def _core():
+    """One for the process, never destroyed.
+
+    OpenVINO's CPU plugin gives the thread that made it a stack for signals. Destroyed in another thread it takes the
+    memory away and leaves the pointer: the next signal, an interrupt from the keyboard, kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoRunner:
@@ -43,9 +56,9 @@ class OpenVinoRunner:
     def __init__(self, path: str | os.PathLike, *, precision: str = "float32", streams: int = 1):
         if precision not in PRECISIONS:
             raise I2IError("precision", expected=" or ".join(PRECISIONS), got=repr(precision))
-        openvino = require("openvino")
+        require("openvino")
+        self.core = _core()
         self.path, self.precision, self.streams = Path(path), precision, streams
-        self.core = openvino.Core()
         try:
             self.network = self.core.read_model(str(path))
         except RuntimeError as error:
