@@ -58,6 +58,7 @@ def normed(norm, x, weights, mean_over=1):
 
 
 IN_EACH = """
+import os
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
@@ -113,6 +114,7 @@ with parallel.world() as (here, device):
     history = train_matting({clip!r}, out, config, world=here, progress=False, save_every=0, on_epoch=print)
     found["epochs"] = torch.tensor(len(history.epochs))
 torch.save(found, Path({out!r}) / f"{{here.rank}}.pt")
+os._exit(0)  # as python -m i2ilib does, and says why
 """
 
 
