@@ -176,7 +176,7 @@ def test_lifting_moves_nothing_but_ties(mixed, seed):
     """In float32, every value that is rounded: to the nearest, with ties to even, it is the exact integer."""
     quantised, _ = mixed
     x = noise(2, 4, 8, 12, seed=seed)
-    graph, sites = break_ties(quantised)
+    graph, sites = break_ties(quantised.graph, quantised.sites, quantised.fix_positions)
     exact = {}
     quantised.integer(x, keep=exact)
     seen = []
@@ -201,7 +201,7 @@ def test_lifting_of_large_sums_keeps_within_float32():
         net[0].bias.copy_(torch.tensor([-100.0, -50.0, 50.0, 100.0]) / 8)
     x = torch.arange(-8.0, 8.0).repeat_interleave(4).reshape(1, 1, 8, 8).expand(2, 4, 8, 8)
     quantised = with_positions(net, {"input": 3, "0.weight": 12, "0.bias": 3, "1": 3}, x)
-    lifted, _ = break_ties(quantised)
+    lifted, _ = break_ties(quantised.graph, quantised.sites, quantised.fix_positions)
     with torch.no_grad():
         steps = lifted(x) * 8
     assert torch.equal(torch.round(steps).clamp(-128, 127) / 8, quantised.integer(x))
@@ -211,7 +211,7 @@ def test_lifting_of_large_sums_keeps_within_float32():
 def test_the_network_itself_is_not_changed(mixed):
     quantised, x = mixed
     before = quantised.fake(x)
-    break_ties(quantised)
+    break_ties(quantised.graph, quantised.sites, quantised.fix_positions)
     assert torch.equal(quantised.fake(x), before)
 
 

@@ -78,8 +78,8 @@ def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
         node.target = _IN_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
-        if node.target is A.pad.default and _argument(node, 2, "constant") == "constant":
-            node.target, node.args = A.constant_pad_nd.default, (*node.args[:2], _argument(node, 3, None) or 0)
+        if node.target is A.pad.default and argument(node, 2, "constant") == "constant":
+            node.target, node.args = A.constant_pad_nd.default, (*node.args[:2], argument(node, 3, None) or 0)
     _set_slopes(graph)
     _refuse_unknown(graph, (*COMPUTING, *FOLLOWING, *HOST, A.batch_norm.default))
     if fold:
@@ -96,7 +96,7 @@ def copy_graph(graph: fx.GraphModule) -> fx.GraphModule:
 
 def _set_slopes(graph: fx.GraphModule) -> None:
     nodes = [node for node in graph.graph.nodes if node.target is A.leaky_relu.default]
-    slopes = {_argument(node, 1, 0.01) for node in nodes} - {SLOPE}
+    slopes = {argument(node, 1, 0.01) for node in nodes} - {SLOPE}
     for node in nodes:
         node.args = (node.args[0], SLOPE)
     if slopes:
@@ -133,7 +133,8 @@ def operator_name(target: object) -> str:
     return target.__name__.partition(".")[0] if isinstance(target, torch._ops.OpOverload) else str(target)
 
 
-def _argument(node: fx.Node, index: int, default: object) -> object:
+def argument(node: fx.Node, index: int, default: object) -> object:
+    """A positional argument of an operator, or what stands for it where it was left out."""
     return node.args[index] if len(node.args) > index else default
 
 
@@ -152,7 +153,7 @@ def _not_two_tensors(node: fx.Node) -> str | None:
 
 def _odd_mean(node: fx.Node) -> str | None:
     kernel = node.args[1]
-    plain = not any(_argument(node, 3, [0])) and not _argument(node, 4, False) and _argument(node, 6, None) is None
+    plain = not any(argument(node, 3, [0])) and not argument(node, 4, False) and argument(node, 6, None) is None
     return None if plain and _power_of_two(math.prod(kernel)) else "a mean over 2, 4, 8, ... pixels, without padding"
 
 
@@ -161,7 +162,7 @@ def _uneven_scale(node: fx.Node) -> str | None:
     bilinear = node.target is A.upsample_bilinear2d.vec
     fits = _power_of_two if bilinear else float.is_integer
     factors = [height / before_h, width / before_w]
-    scales = _argument(node, 3 if bilinear else 2, None) or factors  # PyTorch computes with these where they are given
+    scales = argument(node, 3 if bilinear else 2, None) or factors  # PyTorch computes with these where they are given
     even = all(map(fits, factors)) and list(scales) == factors and not (bilinear and node.args[2])
     return None if even else "a whole factor" + (", 2, 4 or 8, with align_corners=False" if bilinear else "")
 
@@ -171,17 +172,17 @@ _TROUBLE = {
     A.avg_pool2d.default: _odd_mean,
     A.upsample_nearest2d.vec: _uneven_scale,
     A.upsample_bilinear2d.vec: _uneven_scale,
-    A.max_pool2d.default: lambda node: "a pool without dilation" if set(_argument(node, 4, [1])) != {1} else None,
-    A.cat.default: lambda node: None if _argument(node, 1, 0) in (1, -3) else "a concat of channels (dim=1)",
+    A.max_pool2d.default: lambda node: "a pool without dilation" if set(argument(node, 4, [1])) != {1} else None,
+    A.cat.default: lambda node: None if argument(node, 1, 0) in (1, -3) else "a concat of channels (dim=1)",
     A.constant_pad_nd.default: lambda node: (
-        "padding of height and width, with zeros" if _argument(node, 2, 0) or len(node.args[1]) > 4 else None
+        "padding of height and width, with zeros" if argument(node, 2, 0) or len(node.args[1]) > 4 else None
     ),
     A.batch_norm.default: lambda node: (
         "running statistics (track_running_stats=True)" if None in node.args[3:5] else None
     ),
     A.conv_transpose2d.input: lambda node: (
         "a transposed convolution without groups and dilation"
-        if _argument(node, 6, 1) != 1 or set(_argument(node, 7, [1])) != {1}
+        if argument(node, 6, 1) != 1 or set(argument(node, 7, [1])) != {1}
         else None
     ),
 }

@@ -120,26 +120,33 @@ class Quantised:
         """The step of the last rounded tensor: one LSB of what :meth:`on_device` gives."""
         return 2.0 ** -self.fix_positions[self.sites[-1].name]
 
-    def to_onnx(self, path: str | os.PathLike, *, ties: str = "up") -> Path:
+    def to_onnx(self, path: str | os.PathLike, *, ties: str = "up", form: str = "plain") -> Path:
         """Write the network as ONNX (opset 18) with int8 Q/DQ pairs and a free batch size.
 
         Args:
             path: Where; written whole or not at all.
             ties: "up" moves every tensor by less than its finest step before it is rounded, so that engines, whose
                 ties go to even, round as the DPU does; "even" leaves the ties to the engine.
+            form: "plain" keeps the network's operators; "cpu" computes the same integers with convolutions that suit
+                the matrix units of CPUs (:mod:`i2ilib.quant.rewrite`).
 
         Raises:
-            I2IError: If ``ties`` is something else, or the network has fewer than 8 bits.
+            I2IError: If ``ties`` or ``form`` is something else, or the network has fewer than 8 bits.
         """
         from .export import to_onnx
+        from .rewrite import for_cpu
         from .scheme import to_qdq
         from .ties import break_ties
 
         if ties not in ("up", "even"):
             raise I2IError("ties", expected="'up' or 'even'", got=repr(ties))
+        if form not in ("plain", "cpu"):
+            raise I2IError("form", expected="'plain' or 'cpu'", got=repr(form))
         if self.bits != 8:
             raise I2IError("to_onnx", expected="8 bits, what engines have", got=f"{self.bits} bits")
-        graph, sites = (self.graph, self.sites) if ties == "even" else break_ties(self)
+        graph, sites = (self.graph, self.sites) if form == "plain" else for_cpu(self.graph, self.sites)
+        if ties == "up":
+            graph, sites = break_ties(graph, sites, self.fix_positions)
         return to_onnx(to_qdq(graph, sites, self.fix_positions), torch.zeros(2, *self.example_shape), path)
 
     def save(self, path: str | os.PathLike) -> Path:

@@ -8,7 +8,6 @@ nearest gives ``floor(x + 0.5)``, whatever is done with ties. The shift goes int
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -16,26 +15,27 @@ from torch import fx
 from . import graph as g
 from .graph import A
 
-if TYPE_CHECKING:
-    from .ptq import Quantised
-
 SLOPE_BITS = 7  # LeakyReLU's 13/128 makes a grid finer by so many bits
 UNMOVED = (A.relu.default, A.max_pool2d.default, A.constant_pad_nd.default, A.upsample_nearest2d.vec)
-UNMOVED = (*UNMOVED, A.pixel_shuffle.default)
+UNMOVED = (*UNMOVED, A.pixel_shuffle.default, A.slice.Tensor, A.permute.default, A.reshape.default)
 
 
-def break_ties(quantised: Quantised) -> tuple[fx.GraphModule, list[g.Site]]:
+def break_ties(
+    graph: fx.GraphModule, sites: list[g.Site], fix_positions: dict[str, int]
+) -> tuple[fx.GraphModule, list[g.Site]]:
     """The network with every tie lifted, and its sites in the new graph; outputs are equal but for ties.
 
     A float tensor (the input, a result of the host) is rounded exactly, ``ceil(floor(2 x) / 2)``.
 
     Args:
-        quantised: Any quantised network.
+        graph: Of any quantised network, parameters on their grids; it is copied.
+        sites: Its sites.
+        fix_positions: By tensor name, one for every site.
     """
-    graph = g.copy_graph(quantised.graph)
+    graph = g.copy_graph(graph)
     nodes = {node.name: node for node in graph.graph.nodes}
-    sites = [dataclasses.replace(site, node=nodes[site.node.name]) for site in quantised.sites]
-    at = {site.node: quantised.fix_positions[site.name] for site in sites}
+    sites = [dataclasses.replace(site, node=nodes[site.node.name]) for site in sites]
+    at = {site.node: fix_positions[site.name] for site in sites}
     finest = _grids(graph, at)
     moved: dict[fx.Node, fx.Node] = {}  # site to the node that is rounded in its place
     for node, fp in list(at.items()):
@@ -70,7 +70,7 @@ def _grids(graph: fx.GraphModule, at: dict[fx.Node, int]) -> dict[fx.Node, int |
         if node.op != "call_function":
             finest[node] = None
         elif node.target in g.CONVOLUTIONS:
-            sums = at[node.args[0]] + at[node.args[1]]
+            sums = seen(node.args[0]) + at[node.args[1]]
             finest[node] = max(sums, at.get((*node.args, None)[2], sums))
         elif node.target in (A.cat.default, A.add.Tensor):
             parts = [seen(part) for part in node.all_input_nodes]
@@ -115,9 +115,12 @@ def _lifted(graph: fx.GraphModule, node: fx.Node, finest: int | None, fp: int, u
     # behind LeakyReLU a shift counts 13/128: 1/16 of a step of the sums is 13/16 of a step there
     shift = 2.0 ** -max(finest - SLOPE_BITS + 4 if leaky else finest + 1, fp + 2)
     bias = (*first.args, None)[2]
-    value = torch.zeros(first.meta["val"].shape[1]) if bias is None else g.parameter(graph, bias).detach()
+    channels = g.parameter(graph, first.args[1]).shape[0 if first.target is A.conv2d.default else 1]
+    value = torch.zeros(channels) if bias is None else g.parameter(graph, bias).detach()
+    # two shifts in turn: OpenVINO may drop one small number for all channels
+    shifts = torch.tensor([shift, 0.75 * shift]).repeat(channels)[:channels]
     name = f"{first.name}_lifted"  # a bias of its own: a module that is called twice needs two shifts
-    graph.register_parameter(name, torch.nn.Parameter(value + shift, requires_grad=False))
+    graph.register_parameter(name, torch.nn.Parameter(value + shifts, requires_grad=False))
     with graph.graph.inserting_before(first):
         first.args = (*first.args[:2], graph.graph.get_attr(name), *first.args[3:])
     return node
