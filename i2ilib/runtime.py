@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import random
+import shutil
 import sys
 import tempfile
 import warnings
@@ -190,6 +191,9 @@ OPTIONAL = {
     "pytorch_nndct": _AMD,
     "xir": _AMD,
     "vart": _AMD,
+    "nncf": "pip install nncf; it is only a peer to compare with",
+    "zeus": "pip install zeus; without it energy is not measured on NVIDIA GPUs",
+    "compiler": "Needs a C++ compiler (g++ or clang++) on the path, or named by CXX; only torch.compile does",
     "cuda": "Needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; the CPU works without it",
 }
 
@@ -229,6 +233,9 @@ def available(name: str) -> Availability:
         if torch.cuda.is_available():
             return Availability(True, torch.cuda.get_device_name())
         return Availability(False, OPTIONAL["cuda"])
+    if name == "compiler":
+        found = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+        return Availability(True, Path(found).name) if found else Availability(False, OPTIONAL["compiler"])
     try:
         module = require(name)
     except UnavailableError as error:

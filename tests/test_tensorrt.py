@@ -9,7 +9,8 @@ from conftest import shared
 from torch import nn
 
 from i2ilib import I2IError, UnavailableError, available
-from i2ilib.deploy.tensorrt import check_onnx
+from i2ilib.deploy.half import to_half
+from i2ilib.deploy.tensorrt import check_onnx, compile_onnx
 from i2ilib.models import Generator, SRUNet, UNet, pretrained, reparametrise
 from i2ilib.quant import quantise, with_positions
 from i2ilib.quant.export import to_onnx
@@ -78,6 +79,25 @@ def test_the_committed_generator_is_accepted(tmp_path):
     verdict = check_onnx(path, batch=2)
     assert verdict, verdict.reason
     assert verdict.convolutions == verdict.in_int8 == 2 * model.config.levels
+
+
+@needs_tensorrt
+@pytest.mark.parametrize("name", SMALL)
+def test_float_and_half_files_are_accepted(name, tmp_path):
+    torch.manual_seed(0)
+    model = SMALL[name]().eval()
+    float32 = to_onnx(model, torch.zeros(2, 3, 32, 32), tmp_path / "float.onnx")
+    for path in (float32, to_half(float32, tmp_path / "half.onnx")):
+        verdict = check_onnx(path)
+        assert verdict, verdict.reason
+        assert (verdict.convolutions, verdict.in_int8) == (convolutions(model), 0)
+
+
+@needs_tensorrt
+def test_what_is_built_for_a_gpu_goes_the_same_way(small):
+    trt = pytest.importorskip("tensorrt_rtx")
+    built = compile_onnx(trt, small, batch=(1, 2, 4))
+    assert built.plan and not built.reason and (built.convolutions, built.in_int8) == (4, 4)
 
 
 @needs_tensorrt

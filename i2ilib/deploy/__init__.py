@@ -2,33 +2,116 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..errors import I2IError
-from ..runtime import Availability, available
+from ..quant import Quantised
+from ..runtime import CACHE, Availability, available
 from .bench import bench
 from .runner import Runner, verify
 
-__all__ = ["BACKENDS", "Runner", "backends", "bench", "open_runner", "verify"]
+__all__ = ["BACKENDS", "Runner", "backends", "bench", "make_runner", "open_runner", "verify"]
 
-# backend: (library or device it needs, where it is documented to the reader)
+# backend: (library or device it needs, what it is)
 BACKENDS = {
     "torch": ("torch", "PyTorch eager, float32"),
     "torch-bf16": ("torch", "PyTorch eager, bfloat16 autocast"),
+    "torch-compiled": ("compiler", "torch.compile, float32 (some 15 s to open)"),
+    "torch-compiled-bf16": ("compiler", "torch.compile, bfloat16 (some 15 s to open)"),
     "torch-cuda": ("cuda", "PyTorch eager on an NVIDIA GPU, float32"),
+    "torch-cuda-bf16": ("cuda", "PyTorch on an NVIDIA GPU as a CUDA graph, bfloat16"),
+    "torch-cuda-float16": ("cuda", "PyTorch on an NVIDIA GPU as a CUDA graph, float16"),
+    "onnxruntime": ("onnxruntime", "ONNX Runtime on the CPU, float32"),
+    "onnxruntime-int8": ("onnxruntime", "ONNX Runtime on the CPU, INT8 in the DPU's scheme"),
     "openvino": ("openvino", "OpenVINO on the CPU, float32"),
     "openvino-bf16": ("openvino", "OpenVINO on the CPU, bfloat16"),
     "openvino-int8": ("openvino", "OpenVINO on the CPU, INT8 in the DPU's scheme"),
+    "exact": ("torch", "the DPU's integers, computed by PyTorch on the CPU"),
+    "tensorrt": ("tensorrt", "TensorRT on an NVIDIA GPU, float32"),
+    "tensorrt-float16": ("tensorrt", "TensorRT on an NVIDIA GPU, float16"),
+    "tensorrt-int8": ("tensorrt", "TensorRT on an NVIDIA GPU, INT8 in the DPU's scheme"),
+    "u50": ("vart", "AMD Alveo U50 through VART, from an xmodel beside the weights"),
 }
+INTEGER = ("onnxruntime-int8", "openvino-int8", "exact", "tensorrt-int8", "u50")
 
 
 def backends() -> dict[str, Availability]:
     """Every backend that a command takes, and whether it can run here."""
-    return {name: available(needs) for name, (needs, _) in BACKENDS.items()}
+    from . import tensorrt_engine, vart
+
+    asked = {"tensorrt": tensorrt_engine.status, "vart": vart.status}
+    found = {needs: asked.get(needs, lambda needs=needs: available(needs))() for needs, _ in BACKENDS.values()}
+    return {name: found[needs] for name, (needs, _) in BACKENDS.items()}
+
+
+def make_runner(
+    backend: str,
+    model: nn.Module,
+    example: torch.Tensor,
+    *,
+    quantised: Quantised | None = None,
+    xmodel: str | os.PathLike | None = None,
+) -> Runner:
+    """A runner for a network in memory.
+
+    Args:
+        backend: A name in :data:`BACKENDS`.
+        model: The float network.
+        example: (N, C, H, W) float32; its channels, height and width are kept.
+        quantised: The same network in integers; the backends in :data:`INTEGER` need it.
+        xmodel: Compiled for the card; "u50" needs it.
+
+    Raises:
+        I2IError: If the backend is unknown or cannot run here, or what it needs is not given.
+    """
+    if backend not in BACKENDS:
+        raise I2IError("backend", expected=" or ".join(BACKENDS), got=repr(backend))
+    if not (there := backends()[backend]):
+        raise I2IError(f"backend {backend}", expected="what it needs", got=there.reason)
+    if backend in INTEGER and quantised is None:
+        raise I2IError(f"backend {backend}", expected="a quantised network", got="none")
+    target, _, precision = backend.partition("-")
+    if target == "torch":
+        from .pytorch import PytorchRunner
+
+        words = precision.split("-")
+        device = "cuda" if "cuda" in words else "cpu"
+        kind = next((word for word in words if word in ("bf16", "float16")), "float32")
+        compiled = "compiled" in words or (device == "cuda" and kind != "float32")
+        # a copy: layout and device are the runner's own
+        return PytorchRunner(copy.deepcopy(model), precision=kind, device=device, compiled=compiled)
+    if backend == "exact":
+        from .exact import ExactRunner
+
+        return ExactRunner(quantised)
+    if backend == "u50":
+        from .vart import VartRunner
+
+        if xmodel is None:
+            remedy = "Export it by AMD's quantiser and compile it: i2ilib.deploy.vart.from_pytorch, or deploy.xmodel."
+            raise I2IError("backend u50", expected="an xmodel compiled for the card", got="none", remedy=remedy)
+        return VartRunner(xmodel, quantised=quantised)
+    network = quantised if precision == "int8" else model
+    if target == "onnxruntime":
+        from . import onnxruntime
+
+        return onnxruntime.from_pytorch(network, example)
+    if target == "openvino":
+        from . import openvino
+
+        floats = "float32" if network is quantised else precision or "float32"
+        return openvino.from_pytorch(network, example, precision=floats)
+    from . import tensorrt_engine
+
+    return tensorrt_engine.from_pytorch(
+        network, example, CACHE / "tensorrt", precision=precision or "float32", batch=(1, 8, max(8, len(example)))
+    )
 
 
 def open_runner(
@@ -41,7 +124,7 @@ def open_runner(
     """A runner for a weights file.
 
     Args:
-        backend: A name in :data:`BACKENDS`.
+        backend: A name in :data:`BACKENDS`; "u50" takes the ``.xmodel`` of the same name beside the weights.
         weights: A ``.safetensors`` file from :func:`i2ilib.models.save`.
         patch: Height and width of the patches to come.
         calibration: Gives batches for INT8 when the file keeps no fix positions of its own; called with the file's
@@ -55,27 +138,21 @@ def open_runner(
         IntegrityError: If the weights are damaged or foreign.
     """
     from .. import models
+    from ..quant import quantise, with_positions
 
     if backend not in BACKENDS:
         raise I2IError("backend", expected=" or ".join(BACKENDS), got=repr(backend))
-    if not (there := backends()[backend]):
-        raise I2IError(f"backend {backend}", expected="what it needs", got=there.reason)
-    model, meta = models.load(Path(weights))
-    target, _, precision = backend.partition("-")
-    if target == "torch":
-        from .pytorch import PytorchRunner
-
-        device = "cuda" if precision == "cuda" else "cpu"
-        return PytorchRunner(model, precision="bf16" if precision == "bf16" else "float32", device=device), meta
-    from . import openvino
-
+    weights = Path(weights)
+    model, meta = models.load(weights)
     example = torch.zeros(2, getattr(model.config, "in_channels", 3), patch, patch)  # enlargers take RGB
-    if precision != "int8":
-        return openvino.from_pytorch(model, example, precision=precision or "float32"), meta
-    from ..quant import quantise, with_positions
-
-    if kept := meta.get("fix_positions"):
-        return openvino.from_pytorch(with_positions(model, kept, example), example), meta
-    if calibration is None:
-        raise I2IError(str(weights), expected="fix positions, or frames to calibrate on", got="neither")
-    return openvino.from_pytorch(quantise(model, calibration(meta)), example), meta
+    quantised = None
+    if backend in INTEGER:
+        if kept := meta.get("fix_positions"):
+            quantised = with_positions(model, kept, example)
+        elif calibration is not None:
+            quantised = quantise(model, calibration(meta))
+        else:
+            raise I2IError(str(weights), expected="fix positions, or frames to calibrate on", got="neither")
+    xmodel = weights.with_suffix(".xmodel")
+    found = xmodel if backend == "u50" and xmodel.exists() else None
+    return make_runner(backend, model, example, quantised=quantised, xmodel=found), meta

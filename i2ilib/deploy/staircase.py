@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from ..quant import Quantised
 from ..quant.graph import capture, without_host
-from ..runtime import available, require
+from ..runtime import available
+from .onnxruntime import OnnxRuntimeRunner
 from .openvino import OpenVinoRunner
 from .runner import Runner
 
@@ -70,16 +71,22 @@ def staircase(
     folded = device.folded
     with tempfile.TemporaryDirectory() as folder:
         up = device.to_onnx(Path(folder) / "up.onnx")
+        fast = device.to_onnx(Path(folder) / "fast.onnx", form="cpu")
         even = device.to_onnx(Path(folder) / "even.onnx", ties="even")
-        with OpenVinoRunner(up, precision="int8") as lifted, OpenVinoRunner(even, precision="int8") as plain:
+        with (
+            OpenVinoRunner(fast, precision="int8") as lifted,
+            OpenVinoRunner(up, precision="int8") as deployed,
+            OpenVinoRunner(even, precision="int8") as plain,
+        ):
             networks: list[tuple[str, str, Network]] = [
                 ("float", "float", without_host(capture(model, batch[:2], fold=False))),
                 ("folded", "float", folded),
                 ("fake-quantised", "folded", device.fake),
                 ("exact integers", "fake-quantised", device.integer),
-                ("ONNX Runtime, as written", "exact integers", _onnxruntime(up, optimise=False)),
-                ("ONNX Runtime, fused", "exact integers", _onnxruntime(up, optimise=True)),
+                ("ONNX Runtime, as written", "exact integers", OnnxRuntimeRunner(up, optimise=False).run),
+                ("ONNX Runtime, fused", "exact integers", OnnxRuntimeRunner(up).run),
                 ("OpenVINO INT8", "exact integers", lifted.run),
+                ("OpenVINO INT8, plain form", "exact integers", deployed.run),
                 ("OpenVINO INT8, ties to even", "exact integers", plain.run),
                 *((name, "exact integers", runner.run) for name, runner in (runners or {}).items()),
             ]
@@ -97,14 +104,3 @@ def staircase(
         for name, there in absent.items()
         if not there and name not in ran
     ]
-
-
-def _onnxruntime(path: Path, *, optimise: bool) -> Network:
-    """ONNX Runtime on the CPU; without its graph optimisations every operator computes as the file says."""
-    ort = require("onnxruntime")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if not optimise:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])

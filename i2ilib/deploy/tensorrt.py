@@ -1,7 +1,8 @@
-"""A gate for the ONNX files that TensorRT is to run: does its parser take them, can an engine be built?
+"""From an ONNX file to a TensorRT plan, and a gate for the files that TensorRT is to run.
 
-TensorRT for RTX holds the same ONNX parser and needs no GPU for either step. The gate judges syntax, operators and
-types; of speed, size or results on a GPU it says nothing.
+TensorRT for RTX holds the same ONNX parser and builder interface and needs no GPU for either step. The gate judges
+syntax, operators and types; of speed, size or results on a GPU it says nothing. Engines that run are made by
+:mod:`i2ilib.deploy.tensorrt_engine`, with the same steps.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import functools
 import os
 import threading
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from ..errors import I2IError
@@ -29,6 +33,16 @@ class Verdict(NamedTuple):
 
     def __bool__(self) -> bool:
         return self.ok
+
+
+class Compiled(NamedTuple):
+    """What came of an ONNX file: a plan, or the reason why there is none."""
+
+    plan: bytes | None
+    reason: str  # why there is no plan; empty when there is one
+    warnings: str  # of the parser, where it changed what it read; empty when it took the file as it is
+    convolutions: int
+    in_int8: int
 
 
 def check_onnx(path: str | os.PathLike, *, batch: int = 8) -> Verdict:
@@ -52,51 +66,75 @@ def check_onnx(path: str | os.PathLike, *, batch: int = 8) -> Verdict:
     if not Path(path).is_file():
         raise I2IError(str(path), expected="an ONNX file", got="no file")
     trt = require("tensorrt_rtx")
-    with _ONE:
-        log = _log()
-        log.complaints.clear()
-        builder = trt.Builder(log)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, log)
-        if not parser.parse_from_file(str(path)):
-            return Verdict(False, _joined([_told(parser.get_error(i)) for i in range(parser.num_errors)]))
-        found = _convolutions(trt, network)
-        if log.complaints:
-            return Verdict(False, _joined(log.complaints), *found)
-
-        config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-        for tensor in (network.get_input(i) for i in range(network.num_inputs)):
-            shape = tuple(tensor.shape)
-            if -1 in shape[1:]:
-                return Verdict(False, f"{tensor.name}: only the batch size may be free, not {shape}", *found)
-            if -1 in shape:
-                profile.set_shape(tensor.name, (1, *shape[1:]), (batch, *shape[1:]), (batch, *shape[1:]))
-        config.add_optimization_profile(profile)
-        if builder.build_serialized_network(network, config) is None:
-            return Verdict(False, _joined(log.complaints), *found)
-    total, quantised = found
-    built = f"TensorRT for RTX {trt.__version__} built an engine; {quantised} of {total} convolutions fed from int8"
+    result = compile_onnx(trt, path, batch=(1, batch, batch))
+    found = result.convolutions, result.in_int8
+    if refused := result.warnings or result.reason:
+        return Verdict(False, refused, *found)
+    built = f"TensorRT for RTX {trt.__version__} built an engine; {found[1]} of {found[0]} convolutions fed from int8"
     return Verdict(True, built, *found)
 
 
+def compile_onnx(trt: ModuleType, path: str | os.PathLike, *, batch: tuple[int, int, int]) -> Compiled:
+    """Parse an ONNX file as a strongly typed network and serialise an engine; the same steps from 10.12 to 11.x.
+
+    Types live in the file alone: float32 stays float32 (TF32 is off), float16 casts and int8 Q/DQ pairs are obeyed.
+
+    Args:
+        trt: ``tensorrt`` or ``tensorrt_rtx``.
+        path: The file; height and width fixed.
+        batch: Smallest, most frequent and largest batch, where the batch size is free.
+    """
+    with _ONE:
+        log = log_of(trt)
+        log.complaints.clear()
+        builder = trt.Builder(log)
+        network = builder.create_network(_strongly_typed(trt))
+        parser = trt.OnnxParser(network, log)
+        if not parser.parse_from_file(str(path)):
+            told = [_told(parser.get_error(i)) for i in range(parser.num_errors)]
+            return Compiled(None, _joined(told) or _joined(log.complaints), "", 0, 0)
+        warnings, found = _joined(log.complaints), _convolutions(trt, network)
+        config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+        config.clear_flag(trt.BuilderFlag.TF32)  # else "float32" has ten bits of fraction
+        for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+            shape = tuple(tensor.shape)
+            if -1 in shape[1:]:
+                return Compiled(None, f"{tensor.name}: only the batch size may be free, not {shape}", warnings, *found)
+            sizes = batch if shape[0] == -1 else (shape[0],) * 3
+            profile.set_shape(tensor.name, *((size, *shape[1:]) for size in sizes))
+        config.add_optimization_profile(profile)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            return Compiled(None, _joined(log.complaints) or "the builder gave no reason", warnings, *found)
+        return Compiled(bytes(plan), "", warnings, *found)
+
+
 @functools.cache
-def _log():
-    """The process's log, which keeps the complaints of the check at hand; TensorRT takes no second one."""
-    trt = require("tensorrt_rtx")
+def log_of(trt: ModuleType):
+    """The process's log, which keeps the complaints of the work at hand; TensorRT takes no second one."""
 
     class Log(trt.ILogger):
         def __init__(self):
             super().__init__()
-            self.complaints: list[str] = []
+            self.complaints: deque[str] = deque(maxlen=64)  # a server may run for weeks
 
         def log(self, severity, message: str) -> None:
             if severity <= trt.ILogger.WARNING:
                 self.complaints.append(message)
 
+        def __str__(self) -> str:
+            return _joined(self.complaints)
+
     return Log()
 
 
-def _convolutions(trt, network) -> tuple[int, int]:
+def _strongly_typed(trt: ModuleType) -> int:
+    """The flag that 10.x needs; where it does not exist, every network is strongly typed."""
+    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _convolutions(trt: ModuleType, network) -> tuple[int, int]:
     """How many convolutions there are, and how many of them compute on int8."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     kind = {layer.get_output(i).name: layer.type for layer in layers for i in range(layer.num_outputs)}
@@ -116,7 +154,7 @@ def _told(error) -> str:
     return f"{node}{error.code().name}: {words}"
 
 
-def _joined(complaints: list[str]) -> str:
+def _joined(complaints: Iterable[str]) -> str:
     """The first few complaints as one line; a missing driver is none, as no GPU is needed."""
     lines = (" ".join(line for line in text.splitlines() if "catchCudaError" not in line) for text in complaints)
     different = list(dict.fromkeys(filter(None, lines)))

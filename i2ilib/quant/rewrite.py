@@ -22,7 +22,10 @@ from . import graph as g
 from .graph import A
 
 TILE = 16  # pixels that a matrix unit takes at once; output channels too
-NARROW_TRANSPOSED, NARROW = 8, 4  # lines that waste enough of a tile: before a transposed, after an ordinary convolution
+NARROW_TRANSPOSED, NARROW = (
+    8,
+    4,
+)  # lines that waste enough of a tile: before a transposed, after an ordinary convolution
 ACTIVATIONS = (A.relu.default, A.leaky_relu.default)
 SHAPED = "shaped"  # key of a node's meta: an empty tensor of its shape, for two images
 
@@ -116,7 +119,8 @@ def _side_by_side(graph: fx.GraphModule, node: fx.Node, sites: list[g.Site]) -> 
         return sites
     end, where = found
     x, kernel = node.args[0], node.args[1].meta[SHAPED].shape[3]
-    (_, channels, height, width), (_, out_channels, out_height, out_width) = x.meta[SHAPED].shape, node.meta[SHAPED].shape
+    _, channels, height, width = x.meta[SHAPED].shape
+    _, out_channels, out_height, out_width = node.meta[SHAPED].shape
     (down, along), (above, beside) = _pair(node, 3, 1), _pair(node, 4, 0)
     gap = max(beside, (out_width - 1) * along + kernel - beside - width)  # zeros that both neighbours share
     period = -(-(width + gap) // along) * along

@@ -11,6 +11,7 @@ from .quantisation import (
     position_view,
     position_widget,
 )
+from .u50 import U50View, U50Widget, u50_view, u50_widget
 
 __all__ = [
     "CalibrationView",
@@ -19,10 +20,14 @@ __all__ = [
     "FixedPointView",
     "PositionView",
     "PositionWidget",
+    "U50View",
+    "U50Widget",
     "calibration_view",
     "calibration_widget",
     "fixed_point_explorer",
     "fixed_point_view",
     "position_view",
     "position_widget",
+    "u50_view",
+    "u50_widget",
 ]

@@ -1,0 +1,90 @@
+"""ONNX Runtime on the CPU: the independent checker of exported files, and a peer of the other engines."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import IntegrityError
+from ..quant import Quantised
+from ..quant.export import to_onnx
+from ..runtime import cpu_name, require, versions
+from .runner import check_batch
+
+
+class OnnxRuntimeRunner:
+    """An ONNX file run by ONNX Runtime's CPU provider.
+
+    Args:
+        path: An ONNX file with one input and one output; with Q/DQ pairs it runs in INT8 as far as the provider has
+            kernels for it (transposed convolutions have none).
+        precision: What the file holds, for :meth:`describe`.
+        optimise: Let it fuse operators. Off, every operator computes as the file says, which is exact for Q/DQ files
+            whose ties are lifted; on, biases are put on another grid and ties go to even again.
+
+    Raises:
+        IntegrityError: If the file is not a network.
+        UnavailableError: If ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, precision: str = "float32", optimise: bool = True):
+        ort = require("onnxruntime")
+        self.precision, self.optimise = precision, optimise
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        if not optimise:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no class of their own
+            got = str(error).strip().splitlines()[-1]
+            raise IntegrityError(str(path), expected="an ONNX network", got=got) from None
+        self.input = self.session.get_inputs()[0].name
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")  # it threads within an operator
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        self.run(torch.zeros(shape))
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        check_batch(batch)
+        return torch.from_numpy(self.session.run(None, {self.input: batch.contiguous().numpy()})[0])
+
+    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
+        return self.worker.submit(self.run, batch)
+
+    def describe(self) -> dict[str, object]:
+        return {
+            "target": "ONNX Runtime" if self.optimise else "ONNX Runtime, as written",
+            "device": cpu_name(),
+            "precision": self.precision,
+            "versions": versions("onnxruntime"),
+            "origin": "measured",
+        }
+
+    def __enter__(self) -> OnnxRuntimeRunner:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.worker.shutdown(cancel_futures=exception[0] is not None)
+
+
+def from_pytorch(model: nn.Module | Quantised, example: torch.Tensor, *, optimise: bool = True) -> OnnxRuntimeRunner:
+    """A runner for a network in memory, by way of a temporary ONNX file.
+
+    Args:
+        model: A float network, or a quantised one.
+        example: (N, C, H, W) float32; its height and width are kept.
+        optimise: As in :class:`OnnxRuntimeRunner`.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # read whole when the session is made
+        path = Path(folder) / "model.onnx"
+        if isinstance(model, Quantised):
+            return OnnxRuntimeRunner(model.to_onnx(path), precision="int8", optimise=optimise)
+        to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
+        return OnnxRuntimeRunner(path, optimise=optimise)
