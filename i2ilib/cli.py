@@ -1,4 +1,4 @@
-"""The command line: ``python -m i2ilib info|matte|train|inspect|quantise``, for people without a notebook."""
+"""The command line: ``python -m i2ilib info|matte|train|inspect|quantise|bench``, for people without a notebook."""
 
 from __future__ import annotations
 
@@ -126,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantise.add_argument("--onnx", type=Path, help="also write the network as ONNX with Q/DQ pairs")
     quantise.add_argument("--graph", type=Path, help="also describe the network, fix positions and shifts, as JSON")
+
+    bench = command("bench", _bench, "Time a model on the backends that are here, each verified before.")
+    bench.add_argument("model", type=Path, help="a .safetensors file; INT8 backends need its fix positions")
+    bench.add_argument("--backend", nargs="+", choices=list(BACKENDS), metavar="NAME", help="default: all that can run")
+    bench.add_argument("--batch", type=int, default=8, help="patches a batch (default: 8)")
+    bench.add_argument("--patch", type=int, default=256, help="height and width of a patch, pixels (default: 256)")
+    bench.add_argument("--n", type=int, default=10, help="rounds; the median is told (default: 10)")
     return parser
 
 
@@ -283,6 +290,50 @@ def _quantise(options: argparse.Namespace) -> int:
     files = {"model": str(options.out), "onnx": str(options.onnx or ""), "graph": str(options.graph or "")}
     result = files | {"fix_positions": quantised.fix_positions}
     _say(options, result, f"{len(quantised.fix_positions)} fix positions kept in {options.out}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    import torch
+
+    from . import models
+    from .deploy import INTEGER, backends, bench, open_runner, verify
+    from .quant import with_positions
+    from .runtime import start
+
+    for name in ("batch", "patch", "n"):
+        if getattr(options, name) < 1:
+            raise I2IError(f"--{name}", expected="1 or more", got=getattr(options, name))
+    run = start(0)
+    model, meta = models.load(options.model)
+    there = backends()
+    names = options.backend or [name for name, here in there.items() if here and name not in INTEGER]
+    if options.backend is None and meta.get("fix_positions"):
+        names += [name for name in INTEGER if there[name]]
+    batch = torch.rand(options.batch, getattr(model.config, "in_channels", 3), options.patch, options.patch)
+    batch = (batch * 2 - 1) * meta.get("q_in", 1)
+    with torch.inference_mode():
+        reference = {False: model(batch)}
+    rows = {}
+    with contextlib.ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(open_runner(name, options.model, patch=options.patch)[0]) for name in names
+        }
+        for name, runner in runners.items():
+            integers = name in INTEGER
+            if integers and True not in reference:
+                reference[True] = with_positions(model, meta["fix_positions"], batch).integer(batch)
+            against = "exact integers" if integers else "PyTorch float32"
+            rows[name] = {"apart": verify(runner, reference[integers], batch), "against": against}
+        for name, row in bench(runners, batch, n=options.n, progress=not options.json).items():
+            rows[name] |= row
+    lines = [f"{run.device_name}, {run.threads} threads; batch {options.batch}, median of {options.n}"]
+    lines += [
+        f"  {name:20} {row['patches_per_s']:8.1f}/s {row['ms_per_patch']:9.2f} ms ({row['p5']:.2f} to {row['p95']:.2f})"
+        f", at most {row['apart']:.1e} from {row['against']}"
+        for name, row in rows.items()
+    ]
+    _say(options, {"model": str(options.model), "run": run.describe(), "backends": rows}, "\n".join(lines))
     return 0
 
 

@@ -375,6 +375,29 @@ def test_quantise_refuses(call, weights, picture, tmp_path):
     assert not out.exists()
 
 
+# --- bench -------------------------------------------------------------------------------------------
+
+
+def test_bench_verifies_and_times(call, weights):
+    chosen = ["torch", "openvino", "openvino-int8", "exact"]
+    options = ["--batch", 2, "--n", 2, "--backend", *chosen]
+    code, out, err = call("bench", weights, "--json", *options)
+    assert code == 0, err
+    rows = json.loads(out)["backends"]
+    assert list(rows) == chosen and all(row["n"] == 2 and row["batch"] == 2 for row in rows.values())
+    assert rows["torch"]["apart"] == 0 and rows["openvino"]["apart"] < 1e-4
+    assert max(rows[name]["apart"] for name in ("openvino-int8", "exact")) < 1e-6  # tanh alone is float
+    assert "from exact integers" in call("bench", weights, *options)[1]
+
+
+def test_bench_refuses(call, weights, tmp_path):
+    assert_refused(call("bench", weights, "--n", 0), "--n", "1 or more")
+    assert_refused(call("bench", tmp_path / "absent.safetensors"), "absent.safetensors")
+    bare = tmp_path / "bare.safetensors"
+    models.save(bare, Generator(width=4))
+    assert_refused(call("bench", bare, "--backend", "exact"), "bare.safetensors", "fix positions")
+
+
 # --- train -------------------------------------------------------------------------------------------
 
 
