@@ -215,13 +215,6 @@ def test_a_failure_in_one_part_is_the_batchs(files, batch, monkeypatch):
         assert runner.run(batch).shape[0] == len(batch)
 
 
-def test_a_compiled_network_is_kept(files, batch, reference, tmp_path):
-    for _ in range(2):
-        with OpenVinoRunner(files[0], cache=tmp_path / "cache") as runner:
-            assert verify(runner, reference, batch) <= 1e-5
-        assert list((tmp_path / "cache").glob("*.blob"))
-
-
 def test_nncf_is_a_peer_in_int8(net, batch, reference):
     if not (there := available("nncf")):
         pytest.skip(there.reason)

@@ -49,7 +49,6 @@ class OpenVinoRunner:
             network is checked to run its convolutions so.
         streams: Parts computed at the same time; None: as many as OpenVINO may use threads, four at most. One gives
             the shortest time for a single image.
-        cache: Folder for compiled networks; the same file then opens faster.
 
     Raises:
         I2IError: If the precision is unknown or ``streams`` is less than 1.
@@ -63,7 +62,6 @@ class OpenVinoRunner:
         *,
         precision: str = "float32",
         streams: int | None = None,
-        cache: str | os.PathLike | None = None,
     ):
         if precision not in PRECISIONS:
             raise I2IError("precision", expected=" or ".join(PRECISIONS), got=repr(precision))
@@ -71,7 +69,7 @@ class OpenVinoRunner:
             raise I2IError("streams", expected="1 or more, or None", got=streams)
         require("openvino")
         self.core = _core()
-        self.path, self.precision, self.cache = Path(path), precision, cache
+        self.path, self.precision = Path(path), precision
         self.streams = streams or min(4, torch.get_num_threads())
         try:
             self.network = self.core.read_model(str(path))
@@ -101,8 +99,6 @@ class OpenVinoRunner:
                 "NUM_STREAMS": str(streams),
                 "PERFORMANCE_HINT": "THROUGHPUT" if streams > 1 else "LATENCY",
             }
-            if self.cache is not None:
-                options["CACHE_DIR"] = str(self.cache)
             self.compiled = self.core.compile_model(network, "CPU", options)
             self._prove_precision()
             self.shape = tuple(shape)
@@ -217,7 +213,6 @@ def from_pytorch(
     *,
     precision: str = "float32",
     streams: int | None = None,
-    cache: str | os.PathLike | None = None,
 ) -> OpenVinoRunner:
     """A runner for a network in memory, by way of a temporary ONNX file.
 
@@ -226,12 +221,11 @@ def from_pytorch(
         example: (N, C, H, W) float32; its height and width are kept.
         precision: Of a float network: "float32" or "bf16".
         streams: As in :class:`OpenVinoRunner`.
-        cache: As in :class:`OpenVinoRunner`.
     """
     with tempfile.TemporaryDirectory() as folder:  # OpenVINO has read the file whole when its runner is made
         path = Path(folder) / "model.onnx"
         if isinstance(model, Quantised):
             path = model.to_onnx(path, form="cpu")
-            return OpenVinoRunner(path, precision="int8", streams=streams, cache=cache)
+            return OpenVinoRunner(path, precision="int8", streams=streams)
         to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
-        return OpenVinoRunner(path, precision=precision, streams=streams, cache=cache)
+        return OpenVinoRunner(path, precision=precision, streams=streams)
