@@ -79,6 +79,18 @@ def test_in_every_place(bias, tmp_path):
     assert torch.ops.aten.conv_transpose2d.input not in {node.target for node in graph.graph.nodes}
 
 
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_a_transposed_convolution_with_its_own_activation(channels, tmp_path):
+    torch.manual_seed(4)
+    x = noise(5, 3, 2, 2)
+    up, activation = nn.ConvTranspose2d(3, channels, 4, 2, 1), nn.LeakyReLU(26 / 256)
+    quantised = quantise(nn.Sequential(up, activation, nn.Conv2d(channels, 4, 3, 1, 1)).eval(), [x])
+    path = quantised.to_onnx(tmp_path / "cpu.onnx", form="cpu")
+    with OnnxRuntimeRunner(path, optimise=False) as written:
+        assert torch.equal(written.run(x), quantised.integer(x))
+    assert "ConvTranspose" not in operators(path)
+
+
 def operators(path):
     return [node.op_type for node in onnx.load(path).graph.node]
 

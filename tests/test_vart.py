@@ -352,6 +352,31 @@ def test_leaving_does_not_wait_for_ever(card, compiled):
         future.result(0)
 
 
+def test_leaving_waits_for_all_jobs_however_many(card, compiled):
+    card(FAULT="slow")
+    path, quantised = compiled("small")
+    with VartRunner(path, quantised=quantised, timeout_s=1) as runner:
+        futures = [runner.submit(noise(1, 16)) for _ in range(4)]  # longer than timeout_s together
+    assert [future.result(0).shape for future in futures] == [(1, 2, 16, 16)] * 4
+
+
+def test_an_interrupt_amid_a_job_does_not_shift_the_next_ones_bytes(card, compiled, monkeypatch):
+    path, quantised = compiled("small")
+    with VartRunner(path, quantised=quantised) as runner:
+        tell = runner._tell
+
+        def interrupted(data):
+            tell(data[:100])
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(runner, "_tell", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                runner.submit(noise(1, 16))
+        with pytest.raises(I2IError, match="one that ended"):
+            runner.run(noise(1, 16))
+
+
 def test_a_start_that_takes_too_long_is_given_up(card, compiled, monkeypatch):
     path, quantised = compiled("small")
     monkeypatch.setenv(vart.PYTHON, "sh -c 'echo warming up >&2; exec sleep 600'")
@@ -379,6 +404,19 @@ def test_status_tells_versions_and_the_card(card, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     nothing = vart.status()
     assert not nothing and "no tool for it" in nothing.reason and vart.CARD in nothing.reason
+
+
+def test_settings_that_are_none_are_told_not_raised(card, compiled, monkeypatch):
+    for number in ("0xcard", "'no end"):
+        monkeypatch.setenv(vart.CARD, number)
+        assert not (state := vart.status()) and number in state.reason
+    monkeypatch.setenv(vart.CARD, hex(ISA2))
+    monkeypatch.setenv(vart.PYTHON, "echo hello")
+    assert "prints more than Python does: 'hello" in vart.status().reason
+    monkeypatch.setenv(vart.PYTHON, "'no end")
+    assert "No closing quotation" in vart.status().reason
+    with pytest.raises(UnavailableError, match="No closing quotation"):
+        VartRunner(compiled("small")[0])
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import torch
 
 from ..quant import Quantised
 from ..runtime import cpu_name, versions
-from .runner import check_batch
+from .runner import Serial
 
 
-class ExactRunner:
+class ExactRunner(Serial):
     """:meth:`Quantised.integer` behind the interface of a runner.
 
     Args:
@@ -19,18 +17,11 @@ class ExactRunner:
     """
 
     def __init__(self, quantised: Quantised):
+        super().__init__()
         self.quantised = quantised
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="exact")  # PyTorch threads within an operator
 
-    def prepare(self, shape: tuple[int, int, int, int]) -> None:
-        self.run(torch.zeros(shape))
-
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
-        check_batch(batch)
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
         return self.quantised.integer(batch)
-
-    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
-        return self.worker.submit(self.run, batch)
 
     def describe(self) -> dict[str, object]:
         return {
@@ -40,9 +31,3 @@ class ExactRunner:
             "versions": versions("torch"),
             "origin": "measured",
         }
-
-    def __enter__(self) -> ExactRunner:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.worker.shutdown(cancel_futures=exception[0] is not None)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from ..errors import IntegrityError
+from ..errors import I2IError, IntegrityError
 from ..quant import Quantised
 from ..quant.export import to_onnx
 from ..runtime import cpu_name, require, versions
-from .runner import check_batch
+from .runner import Serial
 
 
-class OnnxRuntimeRunner:
+class OnnxRuntimeRunner(Serial):
     """An ONNX file run by ONNX Runtime's CPU provider.
 
     Args:
@@ -34,6 +33,7 @@ class OnnxRuntimeRunner:
 
     def __init__(self, path: str | os.PathLike, *, precision: str = "float32", optimise: bool = True):
         ort = require("onnxruntime")
+        super().__init__()
         self.precision, self.optimise = precision, optimise
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -45,18 +45,13 @@ class OnnxRuntimeRunner:
         except Exception as error:  # its exceptions share no class of their own
             got = str(error).strip().splitlines()[-1]
             raise IntegrityError(str(path), expected="an ONNX network", got=got) from None
-        self.input = self.session.get_inputs()[0].name
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="onnxruntime")  # it threads within an operator
+        self.input = self.session.get_inputs()[0]
 
-    def prepare(self, shape: tuple[int, int, int, int]) -> None:
-        self.run(torch.zeros(shape))
-
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
-        check_batch(batch)
-        return torch.from_numpy(self.session.run(None, {self.input: batch.contiguous().numpy()})[0])
-
-    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
-        return self.worker.submit(self.run, batch)
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+        shape = tuple(self.input.shape)  # a word, or None, where a size is free
+        if len(shape) != 4 or any(isinstance(n, int) and n != m for n, m in zip(shape, batch.shape, strict=True)):
+            raise I2IError("batch", expected=f"shape {shape}", got=tuple(batch.shape))
+        return torch.from_numpy(self.session.run(None, {self.input.name: batch.contiguous().numpy()})[0])
 
     def describe(self) -> dict[str, object]:
         return {
@@ -66,12 +61,6 @@ class OnnxRuntimeRunner:
             "versions": versions("onnxruntime"),
             "origin": "measured",
         }
-
-    def __enter__(self) -> OnnxRuntimeRunner:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.worker.shutdown(cancel_futures=exception[0] is not None)
 
 
 def from_pytorch(model: nn.Module | Quantised, example: torch.Tensor, *, optimise: bool = True) -> OnnxRuntimeRunner:

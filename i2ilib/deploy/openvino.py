@@ -47,8 +47,8 @@ class OpenVinoRunner:
         path: A file with one input and one output: ONNX, or OpenVINO's own format.
         precision: "float32", "bf16", or "int8" for a file with QuantizeLinear/DequantizeLinear pairs; the compiled
             network is checked to run its convolutions so.
-        streams: Parts computed at the same time; None: as many as OpenVINO may use threads, four at most. One gives
-            the shortest time for a single image.
+        streams: Parts computed at the same time; None: as many as there are threads, four and the batch at most. More
+            than the batch are of use to a caller that submits several.
 
     Raises:
         I2IError: If the precision is unknown or ``streams`` is less than 1.
@@ -70,7 +70,7 @@ class OpenVinoRunner:
         require("openvino")
         self.core = _core()
         self.path, self.precision = Path(path), precision
-        self.streams = streams or min(4, torch.get_num_threads())
+        self.streams = streams
         try:
             self.network = self.core.read_model(str(path))
         except RuntimeError as error:
@@ -90,7 +90,7 @@ class OpenVinoRunner:
             declared = network.input(0).get_partial_shape()
             if not declared.compatible(openvino.PartialShape(list(shape))):
                 raise I2IError("batch", expected=f"shape {declared.to_string()}", got=tuple(shape))
-            streams = min(self.streams, shape[0])
+            streams = self.streams or min(4, torch.get_num_threads(), shape[0])
             self.part = -(-shape[0] // streams)
             network.reshape([self.part, *shape[1:]])
             options = {
@@ -171,7 +171,7 @@ class OpenVinoRunner:
             "target": "OpenVINO",
             "device": self.core.get_property("CPU", "FULL_DEVICE_NAME"),
             "precision": self.precision,
-            "streams": self.streams,
+            "streams": self.streams or "automatic",
             "versions": versions("openvino"),
             "origin": "measured",
         }

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-
 import torch
 from torch import nn
 
 from ..errors import I2IError
 from ..runtime import cpu_name, quiet, versions
-from .runner import check_batch
+from .runner import Serial
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "float16": torch.float16}
 
 
-class PytorchRunner:
+class PytorchRunner(Serial):
     """PyTorch: eager, compiled, or replayed as a CUDA graph.
 
     Args:
@@ -32,11 +30,11 @@ class PytorchRunner:
         known = [name for name in PRECISIONS if device != "cpu" or name != "float16"]
         if precision not in known:
             raise I2IError("precision", expected=" or ".join(map(repr, known)), got=repr(precision))
+        super().__init__()
         self.precision, self.device, self.compiled = precision, torch.device(device), compiled
         self.layout = torch.contiguous_format if precision == "float32" else torch.channels_last
         self.model = model.eval().to(self.device, memory_format=self.layout)
         self.call = self._compile() if compiled else self.model
-        self.worker = ThreadPoolExecutor(1, thread_name_prefix="pytorch")  # PyTorch threads within an operator
 
     def _compile(self) -> nn.Module:
         if self.device.type == "cuda":
@@ -49,15 +47,11 @@ class PytorchRunner:
                 self.run(torch.zeros(shape))
 
     @torch.inference_mode()
-    def run(self, batch: torch.Tensor) -> torch.Tensor:
-        check_batch(batch)
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
         batch = batch.to(self.device, memory_format=self.layout)
         kind, reduced = PRECISIONS[self.precision], self.precision != "float32"
         with torch.autocast(self.device.type, kind, enabled=reduced, cache_enabled=not self.compiled):
             return self.call(batch).float().contiguous().cpu()
-
-    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
-        return self.worker.submit(self.run, batch)
 
     def describe(self) -> dict[str, object]:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu_name()
@@ -68,9 +62,3 @@ class PytorchRunner:
             "versions": versions("torch"),
             "origin": "measured",
         }
-
-    def __enter__(self) -> PytorchRunner:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.worker.shutdown(cancel_futures=exception[0] is not None)

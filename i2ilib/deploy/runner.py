@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from typing import Protocol, runtime_checkable
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 
@@ -37,6 +38,48 @@ class Runner(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+class Serial:
+    """What runners share whose library uses all threads within an operator: one thread computes batch after batch.
+
+    Everything runs in that thread, :meth:`run` too, since what some libraries prepare (CUDA graphs) belongs to one. A
+    runner that was left opens again by itself. A subclass computes in ``_run`` and says what it is.
+    """
+
+    IN_FLIGHT = 2  # one computes, one waits for it
+
+    def __init__(self):
+        self.worker: ThreadPoolExecutor | None = None
+        self.lock, self.free = threading.Lock(), threading.Semaphore(self.IN_FLIGHT)
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        self.run(torch.zeros(shape))
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.submit(batch).result()
+
+    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
+        check_batch(batch)
+        self.free.acquire()  # blocks while all are in flight
+        with self.lock:
+            if self.worker is None:
+                self.worker = ThreadPoolExecutor(1, thread_name_prefix=type(self).__name__)
+            future = self.worker.submit(self._run, batch)
+        future.add_done_callback(lambda _: self.free.release())
+        return future
+
+    def _run(self, batch: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with self.lock:
+            worker, self.worker = self.worker, None
+        if worker is not None:
+            worker.shutdown(cancel_futures=any(exception))
+
+
 def check_batch(batch: torch.Tensor) -> None:
     """Refuse what no runner takes.
 
@@ -58,7 +101,13 @@ def verify(runner: Runner, reference: torch.Tensor, batch: torch.Tensor, *, lsb:
         lsb: Value of one step of the output's grid; None reports the absolute error.
 
     Returns:
-        Largest absolute difference, in units of ``lsb`` where given; 0 is best.
+        Largest absolute difference, in units of ``lsb`` where given; 0 is best, NaN where either holds one.
+
+    Raises:
+        I2IError: If the shapes differ.
     """
-    error = float((runner.run(batch) - reference).abs().max())
+    output = runner.run(batch)
+    if output.shape != reference.shape:
+        raise I2IError("output", expected=f"the reference's shape {tuple(reference.shape)}", got=tuple(output.shape))
+    error = float((output - reference.detach()).abs().max())
     return error if lsb is None else error / lsb

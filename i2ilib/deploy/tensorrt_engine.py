@@ -9,6 +9,7 @@ Precision lives in the ONNX file (TensorRT 10.12 to 11.x, strongly typed network
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 import threading
@@ -239,7 +240,11 @@ class TensorRtRunner:
 
     def _open(self) -> None:
         trt = require("tensorrt")
-        self.loaded = _load(trt, self.path.read_bytes(), self.path)
+        plan = self.path.read_bytes()
+        if (found := hashlib.sha256(plan).hexdigest()) != self.record["engine_sha256"]:  # since it was opened first
+            want = f"engine_sha256 {self.record['engine_sha256']}"
+            raise IntegrityError(str(self.path), expected=want, got=found, remedy="Open a new runner for it.")
+        self.loaded = _load(trt, plan, self.path)
         tensors = _tensors(self.loaded.engine)
         ends = [[t for t in tensors if t["mode"] == mode] for mode in ("input", "output")]
         if [len(end) for end in ends] != [1, 1] or {t["dtype"] for t in tensors} != {"float"}:

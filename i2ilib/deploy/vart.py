@@ -73,10 +73,11 @@ def status(card: str | int | None = None) -> Availability:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         hint = f" Or name the Python of AMD's container in {PYTHON}, for example 'docker exec -i NAME python3'."
         return Availability(False, f"{last}.{_symbol(last)} {OPTIONAL['vart']}.{hint}")
-    found = json.loads(done.stdout)
     try:
-        dpu = _card(card)
-    except UnavailableError as error:
+        found, dpu = json.loads(done.stdout), _card(card)
+    except json.JSONDecodeError:
+        return Availability(False, f"{PYTHON} names a command that prints more than Python does: {done.stdout[:200]!r}")
+    except I2IError as error:
         return Availability(False, str(error))
     return Availability(True, f"vart {found['vart']}".strip() + f", DPU {hexadecimal(dpu)}")
 
@@ -93,7 +94,7 @@ def _card(card: str | int | None) -> int:
     """The fingerprint of the DPU on the card: given, or asked for."""
     remedy = f"Give it as card=, or in {CARD}: the number (0x…), or a command that prints it, such as 'show_dpu'."
     told = os.environ.get(CARD) if card is None else card
-    if isinstance(told, int) or (told and told.startswith("0x")):
+    if isinstance(told, int) or re.fullmatch(r"0x[0-9a-fA-F]{1,16}", told or ""):
         return fingerprint(told)
     command = told or next((tool for tool in TOOLS if shutil.which(tool.split()[0])), None)
     if command is None:
@@ -181,17 +182,16 @@ class VartRunner:
         self.reader.start()
 
     def _start(self) -> subprocess.Popen:
-        words = [*_python(), "-c", _SOURCE, str(self.path), str(self.jobs)]
         try:
             return subprocess.Popen(
-                words,
+                [*_python(), "-c", _SOURCE, str(self.path), str(self.jobs)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self.log,
                 bufsize=0,
                 start_new_session=True,  # an interrupted cell must not end it
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no such command; quotation that does not end
             self.log.close()
             raise UnavailableError("vart", expected=f"a Python, from {PYTHON}", got=str(error)) from None
 
@@ -292,7 +292,11 @@ class VartRunner:
                 self.slots.release()
                 raise self.failure or I2IError("VartRunner", expected="an open runner", got="one that was left")
             self.flying.append((work, start))
-        self._tell(bytes([eager]) + part.tobytes())
+        try:
+            self._tell(bytes([eager]) + part.tobytes())
+        except BaseException:  # interrupted amid a job: the process would take the next one's bytes for its rest
+            self.process.kill()
+            raise
 
     def _read(self) -> None:
         """Take the answers, which come in the order of the jobs."""
@@ -342,13 +346,13 @@ class VartRunner:
     def _bytes(self, size: int) -> bytes | None:
         """So many bytes of the process's answer; None at its end.
 
-        A process with nothing to do may be silent for ever, one with jobs for ``timeout_s``.
+        A process with nothing to do may be silent for ever, one with jobs, or told to end, for ``timeout_s``.
         """
         data, source = bytearray(size), self.process.stdout
         got, silent = 0, 0.0
         while got < size:
             if not select.select([source], [], [], 0.25)[0]:
-                silent = silent + 0.25 if self.flying or got else 0.0
+                silent = silent + 0.25 if self.flying or got or self.closed else 0.0
                 if silent >= self.timeout_s:
                     raise I2IError(
                         "VART", expected=f"an answer in {self.timeout_s:g} s", got=f"none; it said: {self._said()}"
@@ -395,13 +399,13 @@ class VartRunner:
         self.process.stdin.close()  # it finishes its jobs and ends
         if kill:
             self.process.kill()
+        if (reader := getattr(self, "reader", None)) is not None:
+            reader.join()  # however many jobs there are; it gives up on a process that is silent
         try:
             self.process.wait(self.timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if (reader := getattr(self, "reader", None)) is not None:
-            reader.join()
         self.process.stdout.close()
         self.log.close()
 
@@ -409,7 +413,7 @@ class VartRunner:
         board = self.about.get("arch")
         return {
             "target": "VART",
-            "device": f"Alveo {board if board in BOARDS else 'U50'}",
+            "device": f"Alveo {board if board in BOARDS else 'card'}",
             "precision": "int8",
             "engines": self.engines,
             "jobs": self.jobs,

@@ -72,16 +72,16 @@ def read(path: str | os.PathLike) -> Xmodel:
                 name = value.decode()
             elif field == 5:
                 parts = list(_fields(value))
-                own, kind = (next(v.decode() for f, v in parts if f == number) for number in (1, 2))
+                own, kind = (dict(parts)[number].decode() for number in (1, 2))
                 operators[own] = kind
                 if kind == "fix":
                     attributes = dict(_attribute(v) for f, v in parts if f == 3)
                     positions |= {own: attributes["fix_point"]} if "fix_point" in attributes else {}
-    except (ValueError, IndexError, KeyError, StopIteration, AttributeError) as error:
+        found = {_fingerprint_at(data, match) for match in _FINGERPRINT.finditer(data)}
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
         raise IntegrityError(str(path), expected="an xmodel", got=f"another file ({error or 'cut short'})") from None
     if not name or not operators:
         raise IntegrityError(str(path), expected="an xmodel, with operators", got="another file")
-    found = {_fingerprint_at(data, match) for match in _FINGERPRINT.finditer(data)}
     if len(found) > 1:
         raise IntegrityError(str(path), expected="one DPU", got=", ".join(map(hexadecimal, sorted(found))))
     return Xmodel(name, operators, positions, next(iter(found), None))
@@ -95,6 +95,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at, shift = at + 1, shift + 7
         if byte < 128:
             return value, at
+        if shift >= 70:
+            raise ValueError("no protobuf message")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
@@ -118,7 +120,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 def _attribute(entry: bytes) -> tuple[str, object]:
     """Name and value of an attribute; the value is a message with one field, whose number tells the type."""
     parts = dict(_fields(entry))
-    _, value = next(_fields(parts[2]))
+    ((_, value),) = _fields(parts[2])
     return parts[1].decode(), value - 2**64 if isinstance(value, int) and value >= 2**63 else value
 
 
@@ -296,7 +298,11 @@ def compile_xmodel(
 
 
 def _words(command: str | None) -> list[str]:
-    return shlex.split(command or os.environ.get(VAI_C) or "") or [_COMPILER]
+    told = command or os.environ.get(VAI_C) or ""
+    try:
+        return shlex.split(told) or [_COMPILER]
+    except ValueError as error:
+        raise I2IError(f"command, {VAI_C}", expected="a path or a command", got=f"{told!r} ({error})") from None
 
 
 def _architecture(arch: str | os.PathLike | int) -> dict | str:

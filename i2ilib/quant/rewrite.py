@@ -103,7 +103,9 @@ def _subpixel(graph: fx.GraphModule, node: fx.Node, sites: list[g.Site]) -> list
         new = _call(graph, A.conv2d.default, x, *arguments, [1, 1], [1, 1])
     node.replace_all_uses_with(new)
     graph.graph.erase_node(node)
-    end = new if end is node else end
+    if end is node:
+        end = new
+    end.meta[SHAPED] = new.meta[SHAPED]  # an activation's, too
     steps = [(A.pixel_shuffle.default, 2), (A.slice.Tensor, 2, 1, -1), (A.slice.Tensor, 3, 1, -1)]
     _behind(graph, end, steps)
     return _placed(sites, node, end, where)

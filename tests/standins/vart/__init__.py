@@ -5,8 +5,8 @@ first. So an array that is used again too early, or an answer that is taken for 
 and wrapped, strides ignored, and what VART checks with a fatal error ends the process.
 
 By the environment: STANDIN_CARD (fingerprint), STANDIN_ENGINES, STANDIN_OUTPUTS ("2": another output before the real
-one), STANDIN_INPUTS, STANDIN_TYPE, STANDIN_FAULT (submit, wait, raise, hang, crash, idle; nothing is computed then),
-STANDIN_CALLS (a file to note calls in).
+one), STANDIN_INPUTS, STANDIN_TYPE, STANDIN_FAULT (submit, wait, raise, hang, slow, crash, idle; nothing is computed
+then), STANDIN_CALLS (a file to note calls in).
 """
 
 import os
@@ -91,6 +91,8 @@ class Runner:
         _note(f"wait {number}")
         if fault == "hang":
             time.sleep(600)
+        if fault == "slow":
+            time.sleep(0.4)
         if fault == "crash":
             _fatal("CU timeout")
         if fault == "raise":
