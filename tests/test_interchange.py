@@ -154,7 +154,7 @@ def test_a_graph_without_words_is_refused(small):
     with pytest.raises(I2IError, match=r"operator from .*gelu"):
         ic.describe(small)
     relu.target = torch.ops.aten.add.Tensor
-    relu.args = (relu.args[0], next(node for node in small.folded.graph.nodes if node.op == "get_attr"))
+    relu.args = (next(node for node in small.folded.graph.nodes if node.op == "get_attr"), relu.args[0])
     with pytest.raises(I2IError, match="a constant"):
         ic.describe(small)
 

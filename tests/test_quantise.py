@@ -460,7 +460,7 @@ REFUSED = {
         "running statistics",
     ),
     "a scalar": (Calls(lambda net, x: net.conv(x) + 1), "sum of two tensors"),
-    "a parameter": (Calls(lambda net, x: net.conv(x) + net.offset), "sum of two tensors"),
+    "a parameter": (Calls(lambda net, x: net.conv(x).relu() + net.offset), "sum of two tensors"),
     "a factor": (Calls(lambda net, x: torch.add(x, net.conv(x), alpha=2)), "sum of two tensors"),
     "broadcast": (Calls(lambda net, x: net.conv(x) + nn.functional.max_pool2d(x, 8)), "sum of two tensors"),
     "mean of nine": (nn.AvgPool2d(3), "mean over 2, 4, 8"),

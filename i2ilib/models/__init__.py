@@ -11,12 +11,16 @@ from torch import nn
 
 from ..errors import I2IError, IntegrityError
 from ..runtime import WEIGHTS, read_tensors, write_tensors
+from .codec_avatar import Avatar, CodecAvatarConfig, CodecAvatarDecoder
 from .pix2pix import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from .srunet import SRUNet, SRUNetConfig, load_published, reparametrise
 from .unet import UNet, UNetConfig
 
 __all__ = [
     "MODELS",
+    "Avatar",
+    "CodecAvatarConfig",
+    "CodecAvatarDecoder",
     "Discriminator",
     "DiscriminatorConfig",
     "Generator",
@@ -33,7 +37,12 @@ __all__ = [
     "save",
 ]
 
-MODELS: dict[str, type[nn.Module]] = {"pix2pix": Generator, "unet": UNet, "srunet": SRUNet}
+MODELS: dict[str, type[nn.Module]] = {
+    "pix2pix": Generator,
+    "unet": UNet,
+    "srunet": SRUNet,
+    "codec_avatar": CodecAvatarDecoder,
+}
 
 _KEY = "i2ilib"  # under which the header of the file keeps its JSON
 

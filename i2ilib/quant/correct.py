@@ -53,7 +53,7 @@ def equalise(graph: fx.GraphModule, *, through: tuple = THROUGH) -> list[Pair]:
     ``s = √(r_1 / r_2)`` leaves both at ``√(r_1 r_2)`` (Nagel et al., section 4.1).
 
     A pair is two convolutions with nothing but ``through`` between them, each tensor on the way with one consumer, and
-    weights that no other call uses. As AMD's quantiser does, a channel with ``r_1 + r_2 < 0.5`` is left alone; so is
+    parameters that no other call uses. As AMD's quantiser does, a channel with ``r_1 + r_2 < 0.5`` is left alone; so is
     one without weights, which has no ratio. Pairs are treated once, in the order of computation, so in a chain of
     three the middle one is scaled on both sides.
 
@@ -79,19 +79,21 @@ def equalise(graph: fx.GraphModule, *, through: tuple = THROUGH) -> list[Pair]:
         remedy = "Capture the model with its BatchNorm folded."
         raise I2IError("graph", expected="convolutions without BatchNorm", got="aten.batch_norm", remedy=remedy)
     convolutions = [node for node in graph.graph.nodes if node.target in g.CONVOLUTIONS]
-    calls = Counter(node.args[1].target for node in convolutions)
+    calls = Counter(part.target for node in convolutions for part in (node.args[1], g.bias_of(node)) if part)
     pairs = []
     for first in convolutions:
         second = _next_convolution(first, through)
-        if second is None or max(calls[first.args[1].target], calls[second.args[1].target]) > 1:
+        bias = g.bias_of(first)
+        if second is None or any(calls[part.target] > 1 for part in (first.args[1], bias, second.args[1]) if part):
             continue
         ranges = torch.stack([_ranges(graph, first, "out"), _ranges(graph, second, "in")])
         alone = (ranges.sum(0) < SMALLEST) | (ranges == 0).any(0)
         scales = torch.where(alone, 1.0, torch.sqrt(ranges[0] / ranges[1]))
         _scale(graph, first, "out", torch.div, scales)
         _scale(graph, second, "in", torch.mul, scales)
-        if (bias := _bias(first)) is not None:
-            g.set_parameter(graph, bias, g.parameter(graph, bias) / scales)
+        if bias is not None:
+            value = g.parameter(graph, bias)
+            g.set_parameter(graph, bias, value / g.per_channel(scales, value))
         names = (node.args[1].target.removesuffix(".weight") for node in (first, second))
         pairs.append(Pair(*names, ranges, scales))
     return pairs
@@ -106,28 +108,32 @@ def update_bias(
     The error is the convolution's output less what its float parameters give *on the same, rounded input*: what
     rounding this layer's own parameters has done, and nothing of the layers before it. Where the convolution's output
     is itself rounded, as no activation shares its position, that rounding counts too. Of its mean over batch and
-    pixels, 0.05 is taken off the bias, so after ``n`` batches ``1 - 0.95^n`` of a steady error is gone.
+    pixels, 0.05 is taken off the bias, so after ``n`` batches ``1 - 0.95^n`` of a steady error is gone. All pixels of
+    an untied bias move together: a channel's mean is one of many values, a pixel's only of a batch's few.
 
     The batch under way goes on with ``output`` as it is; the next one meets the new bias.
 
     Args:
         folded: The float graph, BatchNorm folded, equalised where that is wanted.
-        biases: The biases so far, by name, (C,) float32; changed in place. The first batch begins with the bias in
-            ``inputs``, which is on its grid. A convolution without bias adds none.
+        biases: The biases so far, by name, float32, in their shapes; changed in place. The first batch begins with the
+            bias in ``inputs``, which is on its grid. A convolution without bias adds none.
         node: The convolution, a node of ``folded``.
-        inputs: Values of its arguments: (N, C, H, W) float32, rounded; rounded weight, rounded or moved bias; the rest.
-        output: (N, C', H', W') float32 of those inputs, rounded if the convolution is a site.
+        inputs: Values of its arguments: (N, C, H, W) float32, rounded; rounded weight, rounded or moved bias, untied or
+            not; the rest.
+        output: (N, C', H', W') float32 of those inputs, rounded if the convolution, or its untied bias, is a site.
 
     Raises:
         I2IError: If ``node`` is no convolution.
     """
     if node.target not in g.CONVOLUTIONS:
         raise I2IError("node", expected="a convolution", got=str(node.target))
-    if (bias := _bias(node)) is None:
+    if (bias := g.bias_of(node)) is None:
         return
     weight, offset = (g.parameter(folded, argument) for argument in (node.args[1], bias))
-    error = output - node.target(inputs[0], weight, offset, *inputs[3:])
-    biases[bias.target] = biases.get(bias.target, inputs[2]) - RATE * error.mean((0, 2, 3))
+    own, untied = (offset, 0.0) if offset.ndim == 1 else (None, offset)
+    error = output - (node.target(inputs[0], weight, own, *inputs[3:]) + untied)
+    step = g.per_channel(RATE * error.mean((0, 2, 3)), offset)
+    biases[bias.target] = biases.get(bias.target, inputs[2]) - step
 
 
 @torch.no_grad()
@@ -141,7 +147,7 @@ def correct_biases(folded: fx.GraphModule, biases: dict[str, torch.Tensor]) -> d
         biases: What :func:`update_bias` left.
 
     Returns:
-        By the bias's name, (C,) float32: what was subtracted from the folded bias.
+        By the bias's name, in its shape, float32: what was subtracted from the folded bias.
     """
     nodes = {node.target: node for node in folded.graph.nodes if node.op == "get_attr" and node.target in biases}
     corrections = {name: g.parameter(folded, node).detach() - biases[name] for name, node in nodes.items()}
@@ -150,17 +156,13 @@ def correct_biases(folded: fx.GraphModule, biases: dict[str, torch.Tensor]) -> d
     return corrections
 
 
-def _bias(convolution: fx.Node) -> fx.Node | None:
-    return (*convolution.args, None)[2]
-
-
 def _next_convolution(node: fx.Node, through: tuple) -> fx.Node | None:
     """The convolution that alone reads ``node``, over operators of ``through`` that each have one reader."""
     while len(node.users) == 1:
         (node,) = node.users
         if node.target in g.CONVOLUTIONS:
             return node
-        if node.target not in through:
+        if node.target not in through and not g.adds_bias(node):
             break
     return None
 

@@ -1,6 +1,8 @@
 """A network as a graph of ATen operators, prepared for integers: captured, normalisation folded, tensors grouped.
 
 The grouping rules are those observed on AMD's quantiser (pytorch_nndct 3.5.0): which tensors are rounded, and where.
+One is ours: an *untied* bias, a parameter (C, H, W) or (1, C, H, W) added right behind a convolution, is that
+convolution's bias. It is rounded as a bias and joins the sums before activation and rounding.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx
     """The evaluation-mode graph of ``model`` with a free batch size, on a copy of its parameters.
 
     In-place activations become ordinary ones; whoever reads the tensor they wrote into reads their result. LeakyReLU
-    gets the DPU's slope, with a warning where the model has another, as AMD's quantiser does it.
+    gets the DPU's slope, with a warning where the model has another, as AMD's quantiser does it. A convolution with an
+    untied bias keeps no other: its own is added to that one, and left as zeros for whoever reads the state dict.
 
     Args:
         model: Any module of one tensor in and one out.
@@ -80,8 +83,11 @@ def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx
         node.target = _IN_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
         if node.target is A.pad.default and argument(node, 2, "constant") == "constant":
             node.target, node.args = A.constant_pad_nd.default, (*node.args[:2], argument(node, 3, None) or 0)
+        if node.target is A.add.Tensor and _is_parameter(node.args[0]) and not node.kwargs:
+            node.args = node.args[::-1]
     _set_slopes(graph)
     _refuse_unknown(graph, (*COMPUTING, *FOLLOWING, *HOST, A.batch_norm.default))
+    _fold_own_biases(graph)
     if fold:
         fold_batch_norm(graph)
     graph.recompile()
@@ -145,10 +151,14 @@ def _power_of_two(value: float) -> bool:
 # what the integers cannot say of an operator that is known; None where nothing is wrong
 
 
-def _not_two_tensors(node: fx.Node) -> str | None:
-    tensors = all(isinstance(argument, fx.Node) and argument.op != "get_attr" for argument in node.args[:2])
-    same = tensors and node.args[0].meta["val"].shape[1:] == node.args[1].meta["val"].shape[1:]
-    return None if same and node.kwargs.get("alpha", 1) == 1 else "a sum of two tensors of one shape"
+def _no_plain_sum(node: fx.Node) -> str | None:
+    terms, shape = node.args[:2], node.meta["val"].shape[1:]
+    same = all(isinstance(term, fx.Node) and term.meta["val"].shape[-3:] == shape for term in terms)
+    behind = same and terms[0].target in CONVOLUTIONS and len(terms[0].users) == 1
+    placed = behind or not any(map(_is_parameter, terms))
+    if same and placed and node.kwargs.get("alpha", 1) == 1:
+        return None
+    return "a sum of two tensors of one shape, or of a convolution that nothing else reads and a bias (C, H, W)"
 
 
 def _odd_mean(node: fx.Node) -> str | None:
@@ -168,7 +178,7 @@ def _uneven_scale(node: fx.Node) -> str | None:
 
 
 _TROUBLE = {
-    A.add.Tensor: _not_two_tensors,
+    A.add.Tensor: _no_plain_sum,
     A.avg_pool2d.default: _odd_mean,
     A.upsample_nearest2d.vec: _uneven_scale,
     A.upsample_bilinear2d.vec: _uneven_scale,
@@ -198,6 +208,42 @@ def set_parameter(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> 
     """Replace the parameter that a ``get_attr`` node stands for."""
     owner, _, name = node.target.rpartition(".")
     setattr(graph.get_submodule(owner), name, nn.Parameter(value, requires_grad=False))
+
+
+def _is_parameter(argument: object) -> bool:
+    return isinstance(argument, fx.Node) and argument.op == "get_attr"
+
+
+def adds_bias(node: fx.Node) -> bool:
+    """Whether a node of a captured graph adds an untied bias to the convolution before it."""
+    return node.target is A.add.Tensor and _is_parameter(node.args[1])
+
+
+def bias_of(convolution: fx.Node) -> fx.Node | None:
+    """The parameter that joins a convolution's sums: its own bias (C,), or an untied one, added behind it."""
+    untied = (user.args[1] for user in convolution.users if adds_bias(user))
+    return next(untied, (*convolution.args, None)[2])
+
+
+def per_channel(values: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """(C,) in the shape that meets the channels of a bias: (C,), or (C, 1, 1) for an untied one."""
+    return values if bias.ndim == 1 else values.reshape(-1, 1, 1)
+
+
+@torch.no_grad()
+def _fold_own_biases(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        if not adds_bias(node) or (own := (*node.args[0].args, None)[2]) is None:
+            continue
+        conv, untied = node.args
+        if len(own.users) > 1 or len(untied.users) > 1:
+            remedy = "Leave out the convolution's own bias (bias=False); the untied one does its work."
+            want = "one call of a convolution that has a bias and an untied one"
+            raise I2IError(tensor_name(conv), expected=want, got="several", remedy=remedy)
+        value, bias = parameter(graph, own), parameter(graph, untied)
+        set_parameter(graph, untied, bias + per_channel(value, bias))
+        set_parameter(graph, own, torch.zeros_like(value))
+        conv.args = (*conv.args[:2], None, *conv.args[3:])
 
 
 @torch.no_grad()
@@ -272,8 +318,8 @@ def tensor_name(node: fx.Node) -> str:
 
 
 def group_end(node: fx.Node) -> fx.Node:
-    """The last node of the group that ``node`` opens: activations and shuffles that alone consume it join it."""
-    while len(node.users) == 1 and (user := next(iter(node.users))).target in FOLLOWING:
+    """The last node of ``node``'s group: an untied bias, activations and shuffles that alone consume it join it."""
+    while len(node.users) == 1 and ((user := next(iter(node.users))).target in FOLLOWING or adds_bias(user)):
         node = user
     return node
 
@@ -302,7 +348,7 @@ def sites(graph: fx.GraphModule) -> list[Site]:
         if node.op == "placeholder":
             add(node, "input")
         if node.target in CONVOLUTIONS:
-            for argument in node.args[1:3]:
+            for argument in (node.args[1], bias_of(node)):
                 if argument is not None:
                     add(argument, "parameter")
         if node.target in COMPUTING:
@@ -349,17 +395,27 @@ def interpret(
 ) -> torch.Tensor:
     """Run ``graph`` on ``x`` with the value of every site replaced by what ``rounding`` makes of it.
 
-    ``after_convolution`` is shown every convolution: its node, the values of its arguments, its (rounded) result.
+    ``after_convolution`` is shown every convolution: its node, the values of its arguments, its (rounded) result; of
+    one with an untied bias, that bias as the third argument, and the result with it.
     """
     by_name = {site.node.name: site for site in sites}  # names outlive a copy of the graph, nodes do not
+    waiting: dict[fx.Node, tuple] = {}  # arguments of convolutions whose untied bias is still to come
 
     class Rounding(fx.Interpreter):
         def run_node(self, node: fx.Node):
             value = super().run_node(node)
             site = by_name.get(node.name)
             value = value if site is None else rounding(site, value)
-            if after_convolution is not None and node.target in CONVOLUTIONS:
-                after_convolution(node, self.fetch_args_kwargs_from_env(node)[0], value)
+            if after_convolution is None or not (node.target in CONVOLUTIONS or adds_bias(node)):
+                return value
+            arguments = self.fetch_args_kwargs_from_env(node)[0]
+            if any(map(adds_bias, node.users)):
+                waiting[node] = arguments
+            elif adds_bias(node):
+                x, weight, *rest = waiting.pop(node.args[0])
+                after_convolution(node.args[0], (x, weight, arguments[1], *rest[1:]), value)
+            else:
+                after_convolution(node, arguments, value)
             return value
 
     return Rounding(graph).run(x)

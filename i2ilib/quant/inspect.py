@@ -279,7 +279,7 @@ def _activation(node: fx.Node, target: Target) -> Troubles:
     if name not in target.activations:
         yield f"{name} is not among the fused activations", "ReLU, or LeakyReLU of slope 26/256"
     elif follows == "add":
-        if name != "relu":
+        if name != "relu" and not _adds_constant(before):
             yield "behind a sum only ReLU is fused", "ReLU there, or activate before the sum"
     elif follows not in _CONVOLUTIONS:
         remedy = "put it directly behind a convolution"
@@ -302,9 +302,18 @@ def _batch_norm(node: fx.Node, target: Target) -> Troubles:
         yield "normalises by the statistics of each batch", "track_running_stats=True"
 
 
+def _adds_constant(node: fx.Node) -> bool:
+    """Whether a sum adds a constant map, a number for every pixel: an untied bias."""
+    constants = (tensor for tensor in node.args[:2] if isinstance(tensor, fx.Node) and tensor.op == "get_attr")
+    return any(_shape(tensor)[-3:] == _shape(node)[1:] for tensor in constants)
+
+
 def _sum(node: fx.Node, target: Target) -> Troubles:
     a = _arguments(node)
-    if not all(isinstance(n, fx.Node) and _shape(n) == _shape(node) for n in (a.self, a.other)) or a.alpha != 1:
+    if _adds_constant(node):
+        reason = "an untied bias: a convolution takes one number a channel, the elementwise engine two feature maps"
+        yield reason, "tie it: one number a channel, the convolution's own bias (another network: train it again)"
+    elif not all(isinstance(n, fx.Node) and _shape(n) == _shape(node) for n in (a.self, a.other)) or a.alpha != 1:
         yield "not a plain sum of two tensors of one shape", "put constants into the bias of a convolution beside it"
 
 

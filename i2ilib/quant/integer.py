@@ -150,6 +150,8 @@ class Executor:
             parts = {part: self._rounded(values[part], node, self.sites[node]) for part in node.all_input_nodes}
             return Fixed(torch.cat([parts[part].q for part in node.args[0]], -1), self.positions[node], self.half)
         source = values[node.args[0]]
+        if g.adds_bias(node):  # in the sums already
+            return source
         if node.target in g.HOST or isinstance(source, Tensor):  # an activation of the host's result is float as well
             return node.target(source.float() if isinstance(source, Fixed) else source, *node.args[1:])
         if node.target in g.CONVOLUTIONS:
@@ -201,7 +203,7 @@ class _Convolution:
         self.transposed = node.target is A.conv_transpose2d.input
         defaults = [None, None, None, [1, 1], [0, 0], *([[0, 0]] if self.transposed else [[1, 1], 1])]
         arguments = [*node.args, *defaults[len(node.args) :]]
-        weight_node, bias_node = arguments[1:3]
+        weight_node, bias_node = arguments[1], g.bias_of(node)
         self.stride, self.padding = tuple(arguments[3]), tuple(arguments[4])
         fp_w = positions[weight_node]
         weight = (g.parameter(graph, weight_node).detach() * 2.0**fp_w).to(torch.int8)
@@ -222,6 +224,7 @@ class _Convolution:
             self.fp += self.lift
             bias = (g.parameter(graph, bias_node).detach().double() * 2.0**fp_b).long() << (self.fp - fp_b)
             self.bound = (largest << self.lift) + int(bias.abs().max())
+            bias = bias if bias.ndim == 1 else bias.reshape(bias.shape[-3:]).permute(1, 2, 0)  # channels last
             self.bias = bias.to(torch.int32 if self.bound < LARGEST else torch.int64)
         self.channels, self.kernel = weight.shape[0], tuple(weight.shape[2:])
         self.weight = weight

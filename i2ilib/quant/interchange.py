@@ -23,7 +23,8 @@ A node:
 ``attributes``        see below
 ``parameters``        of convolutions: ``weight`` and, where there is one, ``bias``; each with ``name``,
                       ``fix_position`` and ``shape``: (out, in / groups, h, w), or (in, out / groups, h, w) of a
-                      transposed convolution
+                      transposed convolution. Of untied_bias: ``bias``, (C, H, W) or (1, C, H, W), which is that of the
+                      convolution before it, and joins its sums
 ``fix_position``      of the result; null: not rounded here, but at the end of its group (activation, pixel shuffle),
                       at the concat that alone reads it, or not at all (float, on the host)
 ``shape``             of the result, (C, H, W)
@@ -80,6 +81,7 @@ OPERATORS = {
     "leaky_relu": Operator(A.leaky_relu.default, ("slope",)),
     "pixel_shuffle": Operator(A.pixel_shuffle.default, ("factor",)),
     "concat": Operator(A.cat.default, ("axis",)),
+    "untied_bias": Operator(A.add.Tensor, (), ("bias",)),  # before add, whose target it shares
     "add": Operator(A.add.Tensor),
     "max_pool2d": Operator(A.max_pool2d.default, ("kernel", "stride", "padding", "dilation", "ceil_mode")),
     "avg_pool2d": Operator(
@@ -163,7 +165,7 @@ def _describe_node(graph: fx.GraphModule, node: fx.Node, names: dict[fx.Node, st
         return about | {"fix_position": fix.get(node), "shape": shape}
     if node.target not in _NAMES:
         raise I2IError(names[node], expected="an operator from " + ", ".join(OPERATORS), got=str(node.target))
-    kind = _NAMES[node.target]
+    kind = "untied_bias" if g.adds_bias(node) else _NAMES[node.target]
     operator = (OPERATORS | FLOAT_OPERATORS)[kind]
     defaults = [argument.default_value for argument in node.target._schema.arguments]
     values = [*node.args, *defaults[len(node.args) :]]
@@ -184,7 +186,7 @@ def _describe_node(graph: fx.GraphModule, node: fx.Node, names: dict[fx.Node, st
     }
     about = {"name": names[node], "operator": kind, "inputs": [names[tensor] for tensor in inputs]}
     about |= {"attributes": _plain(attributes), "parameters": parameters, "fix_position": fix.get(node), "shape": shape}
-    return about | (_shifts(node, own, fix) if fix and node.target in g.CONVOLUTIONS else {})
+    return about | (_shifts(node, fix) if fix and node.target in g.CONVOLUTIONS else {})
 
 
 def _plain(attributes: dict) -> dict:
@@ -200,11 +202,11 @@ def _plain(attributes: dict) -> dict:
     return plain
 
 
-def _shifts(node: fx.Node, own: dict[str, fx.Node | None], fix: dict[fx.Node, int]) -> dict:
+def _shifts(node: fx.Node, fix: dict[fx.Node, int]) -> dict:
     end = g.rounded_at(node, fix)
     if missing := [n.name for n in (node.args[0], end) if n not in fix]:
         raise I2IError(g.tensor_name(node), expected="a fix position on either side", got=f"none of {missing[0]}")
-    total, bias = fix[node.args[0]] + fix[own["weight"]], own["bias"]
+    total, bias = fix[node.args[0]] + fix[node.args[1]], g.bias_of(node)
     return {"shift_cut": total - fix[end], "shift_bias": None if bias is None else total - fix[bias]}
 
 

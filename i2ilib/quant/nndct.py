@@ -174,6 +174,10 @@ def prepare(
     folded = g.capture(model.cpu(), batches[0][:2])
     network = folded if mode == "ptq" else g.capture(model, batches[0][:2], fold=False)
     document = describe_float(network)
+    if untied := [node["name"] for node in document["nodes"] if node["operator"] == "untied_bias"]:
+        remedy = "Leave that part out, or give its convolution a bias of its own."
+        want = "biases of one number a channel, for AMD's quantiser"
+        raise I2IError(untied[0], expected=want, got="an untied one", remedy=remedy)
     if mode == "qat":
         _refuse_what_qat_cannot(document)
     positions = {site.name: 0 for site in g.sites(folded)}  # unknown yet: for names, order and kinds

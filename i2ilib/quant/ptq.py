@@ -334,7 +334,8 @@ def layers(quantised: Quantised) -> dict[str, list[str]]:
         if node.target in g.CONVOLUTIONS:
             layer = g.tensor_name(node)
             layer = f"{layer}#{node.name}" if layer in found else layer
-            found[layer] = [names[part] for part in (*node.args[1:3], g.group_end(node)) if part in names]
+            group = node.args[1], g.bias_of(node), g.group_end(node)
+            found[layer] = [names[part] for part in group if part in names]
             taken |= set(found[layer])
         elif node.op != "get_attr" and node in names and names[node] not in taken:
             found[names[node]] = [names[node]]
@@ -359,7 +360,7 @@ def within_limits(graph: fx.GraphModule, positions: dict[str, int]) -> dict[str,
     for node in graph.graph.nodes:
         if node.target not in g.CONVOLUTIONS:
             continue
-        weight, bias = names[node.args[1]], names.get((*node.args, None)[2])
+        weight, bias = names[node.args[1]], names.get(g.bias_of(node))
         before, after = names[node.args[0]], names[g.rounded_at(node, names)]
         fp_w, fp_b, fp_out = limit_shifts(positions[before], positions[weight], positions.get(bias), positions[after])
         positions |= {weight: fp_w, after: fp_out} | ({bias: fp_b} if bias else {})

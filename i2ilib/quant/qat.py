@@ -238,9 +238,9 @@ class _Pass(fx.Interpreter):
         return _TrainedThreshold.apply(x, threshold, fp, site.kind, self.bits)
 
     def run_node(self, node: fx.Node):
-        if node.op != "call_function":
-            value = super().run_node(node)
-            return self.on_grid(value, self.sites[node.name]) if node.op == "placeholder" else value
+        if node.op != "call_function":  # other parameters wait for their convolution, and its BatchNorm
+            value, rounded = super().run_node(node), node.op == "placeholder" or any(map(g.adds_bias, node.users))
+            return self.on_grid(value, self.sites[node.name]) if rounded else value
         arguments, _ = self.fetch_args_kwargs_from_env(node)
         if node.target is g.A.batch_norm.default:
             node, value = node.args[0], self.convolve(node.args[0], *arguments)

@@ -8,6 +8,8 @@ phase, each again with half of a line. Both are cured by moving pixels, which in
   channels, a pixel shuffle and the loss of a border of one pixel;
 - *side by side*: the images of a batch, zeros between them, are one image with long lines.
 
+A convolution with an untied bias, a number for every pixel, stays as it is.
+
 And an enlarger's bicubic branch, which is the host's and float, becomes two products with the matrices of its axes: a
 fraction of the time that an engine's own interpolation takes on small patches.
 """

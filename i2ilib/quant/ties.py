@@ -71,7 +71,7 @@ def _grids(graph: fx.GraphModule, at: dict[fx.Node, int]) -> dict[fx.Node, int |
             finest[node] = None
         elif node.target in g.CONVOLUTIONS:
             sums = seen(node.args[0]) + at[node.args[1]]
-            finest[node] = max(sums, at.get((*node.args, None)[2], sums))
+            finest[node] = max(sums, at.get(g.bias_of(node), sums))
         elif node.target in (A.cat.default, A.add.Tensor):
             parts = [seen(part) for part in node.all_input_nodes]
             finest[node] = None if None in parts else max(parts)
@@ -110,19 +110,22 @@ def _lifted(graph: fx.GraphModule, node: fx.Node, finest: int | None, fp: int, u
     while first.target in g.FOLLOWING and len(first.args[0].users) == 1:
         leaky |= first.target is A.leaky_relu.default
         first = first.args[0]
-    if not unrounded or first.target not in g.CONVOLUTIONS:
+    # where the bias is: the third argument of a convolution, or the second of a sum that adds an untied one
+    conv, place = (first.args[0], 1) if g.adds_bias(first) else (first, 2)
+    if not unrounded or conv.target not in g.CONVOLUTIONS:
         return _behind(graph, node, [(A.add.Tensor, 2.0 ** -(finest + 1))])
     # behind LeakyReLU a shift counts 13/128: 1/16 of a step of the sums is 13/16 of a step there
     shift = 2.0 ** -max(finest - SLOPE_BITS + 4 if leaky else finest + 1, fp + 2)
-    bias = (*first.args, None)[2]
-    channels = g.parameter(graph, first.args[1]).shape[0 if first.target is A.conv2d.default else 1]
+    bias = g.bias_of(conv)
+    channels = g.parameter(graph, conv.args[1]).shape[0 if conv.target is A.conv2d.default else 1]
     value = torch.zeros(channels) if bias is None else g.parameter(graph, bias).detach()
     # two shifts in turn: OpenVINO may drop one small number for all channels
     shifts = torch.tensor([shift, 0.75 * shift]).repeat(channels)[:channels]
     name = f"{first.name}_lifted"  # a bias of its own: a module that is called twice needs two shifts
-    graph.register_parameter(name, torch.nn.Parameter(value + shifts, requires_grad=False))
+    value = value + g.per_channel(shifts, value)
+    graph.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
     with graph.graph.inserting_before(first):
-        first.args = (*first.args[:2], graph.graph.get_attr(name), *first.args[3:])
+        first.args = (*first.args[:place], graph.graph.get_attr(name), *first.args[place + 1 :])
     return node
 
 

@@ -1,0 +1,371 @@
+"""What a design costs and how fast it is: cycles, DSPs, block RAMs, bandwidth (Eqs. 3 to 5 of F-CAD).
+
+The forms of the DSP and memory models are DNNBuilder's, restated as formulas and confirmed on F-CAD's Table IV. The
+factors ``cpf``, ``kpf``, ``h`` and ``arriving`` may be integers or integer arrays that broadcast; counts are exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import I2IError
+from .construct import DesignSpace, Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Integers = int | np.ndarray
+Factors = tuple[int, int, int]  # (cpf, kpf, h)
+
+CONV_DSP = 6  # control of a convolution
+LIGHT_DSP = 2  # control of an up-sampling or pooling stage
+LIGHT_CHANNELS = 32  # channels that such a stage reads at once
+MEMORY_WORD = 512  # bits of a word on the way from external memory
+
+# Depth of an 18-Kb block by the width that is asked of it (0 to 36 bits); a block is 1, 2, 4, 9, 18 or 36 bits wide.
+_DEPTH = np.array([16392] * 2 + [8192] + [4096] * 2 + [2048] * 5 + [1024] * 9 + [512] * 18)
+
+
+def _ceil(a: Integers, b: Integers) -> Integers:
+    return -(-a // b)
+
+
+def _plain(value: Integers) -> Integers:
+    return int(value) if np.ndim(value) == 0 else value
+
+
+def blocks(write_width: Integers, write_depth: Integers, read_width: Integers, read_depth: Integers) -> Integers:
+    """18-Kb block RAMs of one dual-port buffer that is written and read at different widths.
+
+    Args:
+        write_width: Bits written at once.
+        write_depth: Words written.
+        read_width: Bits read at once.
+        read_depth: Words read.
+
+    Example:
+        >>> blocks(512, 50, 64, 400)
+        15
+    """
+    width, depth = np.maximum(write_width, read_width), np.minimum(write_depth, read_depth)
+    wide, rest = width // 72, width % 72
+    half = rest >= 36
+    return _plain((2 * wide + half) * _ceil(depth, 512) + _ceil(depth, _DEPTH[rest - 36 * half]))
+
+
+def cycles(stage: Stage, cpf: Integers, kpf: Integers, h: Integers) -> Integers:
+    """Clock cycles of one frame (Eq. 4 times the clock), with factors that need not divide."""
+    rounds = _ceil(stage.in_channels // stage.groups, cpf) * _ceil(stage.out_channels, kpf) * _ceil(stage.height, h)
+    return rounds * stage.width * stage.kernel[0] * stage.kernel[1]
+
+
+def multipliers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int) -> Integers:
+    """DSPs that multiply in one copy; at 8 bits two output channels share a DSP where their number is even."""
+    paired = bits == 8 and stage.out_channels % 2 == 0
+    return cpf * (_ceil(kpf, 2) if paired else kpf) * h
+
+
+def control(stage: Stage) -> int:
+    """DSPs of a stage that do not depend on its factors, nor on the batch."""
+    return CONV_DSP + LIGHT_DSP * stage.light
+
+
+def weight_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int) -> Integers:
+    """18-Kb block RAMs of the weight buffer (in turns) and the bias buffer; copies of a batch share them.
+
+    ``h`` does not enter: all partitions work with the same weights.
+    """
+    del h
+    taps = stage.in_channels // stage.groups * stage.kernel[0] * stage.kernel[1]
+    words = _ceil(taps * kpf * bits, MEMORY_WORD)
+    read = cpf * kpf * bits
+    bias_words = np.maximum(2, _ceil(stage.out_channels, kpf))
+    weights = blocks(MEMORY_WORD, 2 * words, read, 2 * (MEMORY_WORD * words // read))
+    return weights + blocks(kpf * bits, bias_words, kpf * bits, bias_words)
+
+
+def map_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int, arriving: Integers) -> Integers:
+    """18-Kb block RAMs of one copy: the input buffer, and that of the up-sampling or pooling behind the stage.
+
+    The input buffer holds the columns that a position needs and those of one step more, over all rows, or over each
+    partition's rows with their halo.
+
+    Args:
+        stage: The stage.
+        cpf: Input channels at once.
+        kpf: Output channels at once.
+        h: Partitions of the height.
+        bits: Of a map's element.
+        arriving: Channels that the source writes at once, of :func:`arriving`.
+    """
+    rows, columns = stage.reach
+    part = np.minimum(stage.in_height, (_ceil(stage.height, h) - 1) * stage.step + rows)
+    part = np.where(np.equal(h, 1), stage.in_height, part)
+    held = _ceil(stage.in_channels * part * (columns + stage.step), arriving)
+    total = h * blocks(arriving * bits, held, cpf * bits, _ceil(held * arriving, cpf))
+    if stage.light:
+        u = min(LIGHT_CHANNELS, stage.out_channels)
+        elements = stage.out_channels * stage.made[0] * (_pool_columns(stage) if stage.pool else 2)
+        total = total + blocks(kpf * bits, _ceil(elements, kpf), u * bits, _ceil(elements, u))
+    return _plain(total)
+
+
+def _pool_columns(stage: Stage) -> int:
+    """Columns that a pooling keeps; over a whole map a running sum is enough, so two as for up-sampling."""
+    return 2 if stage.pool >= stage.made[1] else max(2, stage.pool)
+
+
+def traffic(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int) -> float | np.ndarray:
+    """Weights from external memory while the stage runs, bits per cycle: each weight serves one output column."""
+    return cpf * kpf * bits / _ceil(stage.height, h)
+
+
+def moved(stage: Stage, cpf: Integers, kpf: Integers, bits: int, batch: int = 1) -> Integers:
+    """Bits to and from external memory per frame of every copy.
+
+    Weights come once for each column and serve all copies, as do untied biases; maps that enter, leave or wait for a
+    join (``stage.external``) count for each copy.
+    """
+    inner = stage.in_channels // stage.groups
+    padded = _ceil(inner, cpf) * cpf * _ceil(stage.out_channels, kpf) * kpf * stage.kernel[0] * stage.kernel[1]
+    return (padded * stage.width + stage.bias * stage.untied + stage.external * batch) * bits
+
+
+def source(space: DesignSpace, pipeline: int, stage: int) -> tuple[int, int] | None:
+    """(pipeline, stage) whose ``kpf`` decides how many channels arrive at once; None where nothing searched does.
+
+    That is: at the network's input, and behind an up-sampling or pooling of the stage's own pipeline.
+    """
+    here = space.pipelines[pipeline].stages[stage]
+    if not here.sources:
+        return None
+    p, s = here.sources[0]
+    feeder = space.pipelines[p].stages[s]
+    behind = feeder.light and (here.in_height, here.in_width) != feeder.made
+    return None if p == pipeline and behind else (p, s)
+
+
+def arriving(space: DesignSpace, pipeline: int, stage: int, kpf_of_source: Integers | None = None) -> Integers:
+    """Channels that arrive at once at a stage's input buffer.
+
+    One at the network's input; ``min(32, in_channels)`` behind an up-sampling or pooling of its own pipeline; else the
+    ``kpf`` of the stage that feeds it (the latest one where several do).
+
+    Args:
+        space: The design space.
+        pipeline: Index of the pipeline.
+        stage: Index of the stage in it.
+        kpf_of_source: ``kpf`` of the stage named by :func:`source`.
+    """
+    here = space.pipelines[pipeline].stages[stage]
+    if not here.sources:
+        return 1
+    if source(space, pipeline, stage) is None:
+        return min(LIGHT_CHANNELS, here.in_channels)
+    if kpf_of_source is None:
+        raise I2IError(f"stage {here.name}", expected="the kpf of the stage that feeds it", got="none")
+    return kpf_of_source
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What a platform gives."""
+
+    dsp: int
+    bram: int  # 18-Kb blocks
+    bandwidth: float = 102.4e9  # bit/s of external memory; 64-bit DDR3-1600
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        for field in ("dsp", "bram", "bandwidth"):
+            if not getattr(self, field) > 0:
+                what, remedy = f"budget {self.name or field}", "Even the smallest design needs some of each."
+                raise I2IError(what, expected=f"more than 0 {field}", got=getattr(self, field), remedy=remedy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A design: factors of every stage, and how many copies of each pipeline."""
+
+    space: DesignSpace
+    factors: tuple[tuple[Factors, ...], ...]  # (cpf, kpf, h) by pipeline and stage
+    batch: tuple[int, ...]  # copies by pipeline
+
+    def to_json(self) -> dict:
+        """Factors and batch as plain lists."""
+        return {"factors": [[list(f) for f in pipeline] for pipeline in self.factors], "batch": list(self.batch)}
+
+    @classmethod
+    def from_json(cls, space: DesignSpace, data: dict) -> Config:
+        """The inverse of :meth:`to_json`, for the same space."""
+        factors = tuple(tuple(tuple(f) for f in pipeline) for pipeline in data["factors"])
+        return cls(space, factors, tuple(data["batch"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchResult:
+    """One branch of an evaluated design; counts include all its copies."""
+
+    name: str
+    dsp: int
+    bram: int  # 18-Kb blocks
+    bandwidth: float  # bit/s, mean over a frame
+    fps: float  # frames of all copies
+    efficiency: float  # Eq. 3, 0 to 1
+    ops: int  # per frame
+    batch: int
+    cycles: tuple[int, ...]  # by stage, of one frame
+    stage_dsp: tuple[int, ...]
+    stage_bram: tuple[int, ...]
+    delivered: float  # FPS; below ``fps`` where a branch that feeds it is slower, which the paper leaves aside
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A modelled design, by branch and in total."""
+
+    branches: tuple[BranchResult, ...]
+    efficiency: float  # Eq. 3 over the whole design, 0 to 1
+
+    @property
+    def dsp(self) -> int:
+        """DSPs of the design."""
+        return sum(branch.dsp for branch in self.branches)
+
+    @property
+    def bram(self) -> int:
+        """18-Kb block RAMs of the design."""
+        return sum(branch.bram for branch in self.branches)
+
+    @property
+    def bandwidth(self) -> float:
+        """External memory traffic of the design, bit/s."""
+        return sum(branch.bandwidth for branch in self.branches)
+
+    @property
+    def fps(self) -> tuple[float, ...]:
+        """Frames per second by branch."""
+        return tuple(branch.fps for branch in self.branches)
+
+    @property
+    def slowest(self) -> float:
+        """The lowest frame rate of the branches, FPS."""
+        return min(self.fps)
+
+    @property
+    def pairs_per_second(self) -> float:
+        """Moments per second, where a branch's batch is what one moment needs: two views of two eyes, one mesh."""
+        return min(branch.fps / branch.batch for branch in self.branches)
+
+    def fits(self, budget: Budget) -> bool:
+        """Whether DSPs, block RAMs and bandwidth all stay within the budget."""
+        return self.dsp <= budget.dsp and self.bram <= budget.bram and self.bandwidth <= budget.bandwidth
+
+    def table(self) -> pd.DataFrame:
+        """One row a branch, and one for the design."""
+        import pandas as pd
+
+        rows = [
+            {
+                "branch": branch.name,
+                "batch": branch.batch,
+                "DSP": branch.dsp,
+                "BRAM (18 Kb)": branch.bram,
+                "bandwidth (Gbit/s)": branch.bandwidth / 1e9,
+                "FPS": branch.fps,
+                "delivered": branch.delivered,
+                "efficiency (%)": 100 * branch.efficiency,
+            }
+            for branch in self.branches
+        ]
+        total = ["design", None, self.dsp, self.bram, self.bandwidth / 1e9, self.slowest, self.slowest]
+        total.append(100 * self.efficiency)
+        rows.append(dict(zip(rows[0], total, strict=True)))
+        return pd.DataFrame(rows).astype({"batch": "Int64"}).set_index("branch")
+
+
+def evaluate(config: Config) -> Evaluation:
+    """Model a design (Eqs. 3 to 5).
+
+    Args:
+        config: The design.
+
+    Returns:
+        Frame rates, resources and efficiency. A frame counts once for each copy: at batch 2, two images. The
+        efficiency divides by all DSPs, control included, at 4 (8 bits) or 2 (16 bits) operations a cycle.
+
+    Raises:
+        I2IError: If factors or batch do not belong to the space, or a factor exceeds what a stage has.
+    """
+    space = config.space
+    _check(config)
+    branches = []
+    for p, pipeline in enumerate(space.pipelines):
+        batch, factors = config.batch[p], config.factors[p]
+        lat, dsp, bram, bits = [], [], [], 0
+        for s, (stage, (cpf, kpf, h)) in enumerate(zip(pipeline.stages, factors, strict=True)):
+            feeder = source(space, p, s)
+            width = arriving(space, p, s, config.factors[feeder[0]][feeder[1]][1] if feeder else None)
+            lat.append(cycles(stage, cpf, kpf, h))
+            dsp.append(control(stage) + batch * multipliers(stage, cpf, kpf, h, space.bits))
+            shared = weight_buffers(stage, cpf, kpf, h, space.bits)
+            bram.append(shared + batch * map_buffers(stage, cpf, kpf, h, space.bits, width))
+            bits += moved(stage, cpf, kpf, space.bits, batch)
+        rate = space.frequency_hz / max(lat)  # of one copy
+        peak = operations_per_dsp(space.bits) * sum(dsp) * space.frequency_hz
+        name, ops, efficiency = pipeline.name, pipeline.ops, batch * rate * pipeline.ops / peak
+        fps, stages = batch * rate, (tuple(lat), tuple(dsp), tuple(bram))
+        branches.append(BranchResult(name, sum(dsp), sum(bram), bits * rate, fps, efficiency, ops, batch, *stages, fps))
+    work = sum(branch.fps * branch.ops for branch in branches)
+    peak = operations_per_dsp(space.bits) * sum(branch.dsp for branch in branches) * space.frequency_hz
+    return Evaluation(_throttled(space, branches), work / peak)
+
+
+def _throttled(space: DesignSpace, branches: list[BranchResult]) -> tuple[BranchResult, ...]:
+    """The branches with what they deliver: none is faster than those that feed it."""
+    for p in space.order:
+        least = min([branches[p].fps, *(branches[q].delivered for q in space.shared_from(p))])
+        branches[p] = dataclasses.replace(branches[p], delivered=least)
+    return tuple(branches)
+
+
+def operations_per_dsp(bits: int) -> int:
+    """Operations of one DSP in one cycle (beta of Eq. 3): 4 at 8 bits, 2 at 16."""
+    return 4 if bits == 8 else 2
+
+
+def _check(config: Config) -> None:
+    pipelines = config.space.pipelines
+    for what, given in (("factors", config.factors), ("batch", config.batch)):
+        if len(given) != len(pipelines):
+            raise I2IError(what, expected=f"one entry for each of {len(pipelines)} pipelines", got=len(given))
+    for pipeline, factors, batch in zip(pipelines, config.factors, config.batch, strict=True):
+        if not _counts(batch):
+            raise I2IError(f"batch of {pipeline.name}", expected="a whole number from 1", got=batch)
+        if len(factors) != len(pipeline.stages):
+            expected = f"(cpf, kpf, h) for each of {len(pipeline.stages)} stages"
+            raise I2IError(f"factors of {pipeline.name}", expected=expected, got=f"{len(factors)} entries")
+        for stage, triple in zip(pipeline.stages, factors, strict=True):
+            most = largest(stage)
+            if len(triple) != 3 or not all(_counts(f) and f <= m for f, m in zip(triple, most, strict=True)):
+                expected = "(cpf, kpf, h) as whole numbers from 1 to ({}, {}, {})".format(*most)
+                raise I2IError(f"factors of stage {stage.name}", expected=expected, got=tuple(triple))
+
+
+def largest(stage: Stage) -> Factors:
+    """The largest (cpf, kpf, h) that a stage has work for."""
+    return stage.in_channels // stage.groups, stage.out_channels, stage.height
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+__all__: Sequence[str] = [
+    "BranchResult", "Budget", "Config", "Evaluation", "arriving", "blocks", "control", "cycles", "evaluate", "largest",
+    "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic", "weight_buffers",
+]  # fmt: skip

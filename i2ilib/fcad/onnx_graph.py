@@ -1,0 +1,161 @@
+"""Analysis of an ONNX file, by its shape inference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import I2IError, IntegrityError
+from ..runtime import require
+from .graph import Builder, Graph, Operator, unknown
+
+ACTIVATIONS = {
+    "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid",
+    "HardSwish", "Swish", "Tanh", "Softplus", "Softsign", "Mish", "Clip",
+}  # fmt: skip
+SHAPES = {
+    "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Pad", "Cast",
+    "Expand", "Gather", "QuantizeLinear", "DequantizeLinear", "Floor", "Ceil", "Round",
+}  # fmt: skip
+REMEDY = "Export it with fixed height and width, and run onnx.shape_inference on it."
+
+
+def read(path: Path) -> Graph:
+    """Read a file and build its graph; see :func:`i2ilib.fcad.graph.analyse`.
+
+    A batch axis without a size counts as one frame.
+    """
+    onnx = require("onnx")
+    if not path.exists():
+        raise I2IError(str(path), expected="an ONNX file", got="none")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        for one in model.graph.input:
+            if (dims := one.type.tensor_type.shape.dim) and not dims[0].dim_value:
+                dims[0].dim_value = 1
+        del model.graph.value_info[:]  # where they keep the batch's symbol, inference would keep it too
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception as error:  # a foreign file can fail anywhere
+        got = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise IntegrityError(str(path), expected="a readable ONNX file", got=got) from None
+    return _Reader(onnx, graph, str(path)).graph()
+
+
+class _Reader:
+    def __init__(self, onnx, graph, path: str):
+        self.onnx, self.nodes, self.path = onnx, graph.node, path
+        self.constants: dict[str, tuple[int, ...] | None] = {one.name: tuple(one.dims) for one in graph.initializer}
+        self.values = {one.name: one for one in graph.initializer}
+        self.sizes = {
+            one.name: tuple(dim.dim_value for dim in one.type.tensor_type.shape.dim)
+            for one in (*graph.input, *graph.value_info, *graph.output)
+            if one.type.tensor_type.HasField("shape")
+        }
+        self.builder = Builder(self.shape)
+        self.origin: dict[str, str] = {}  # constant to the initialiser behind its casts and scales
+        self.same: dict[str, str] = {}
+        self.sigmoids: dict[str, str] = {}  # output of a sigmoid to its input
+        for one in graph.input:
+            if one.name not in self.constants:
+                self.builder.input(one.name)
+        self.outputs = [one.name for one in graph.output]
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        size = self.constants.get(key, self.sizes.get(key))
+        if size is None or 0 in size:
+            raise I2IError(f"{self.path}, tensor {key}", expected="a known shape", got=size or "none", remedy=REMEDY)
+        return size
+
+    def graph(self) -> Graph:
+        for node in self.nodes:
+            if any(key in self.builder.behind for key in node.input):
+                self._take(node)
+            else:  # constants make constants
+                for key in node.output:
+                    self.constants[key] = self.sizes.get(key)
+                    if node.op_type == "Constant" and node.attribute[0].name == "value":
+                        self.values[key] = node.attribute[0].t
+                        self.constants[key] = tuple(node.attribute[0].t.dims)
+                    elif node.input:
+                        self.origin[key] = self.origin.get(node.input[0], node.input[0])
+        found = {name: name for name in self.outputs if name in self.builder.behind}
+        if not found:
+            raise I2IError(self.path, expected="an output that depends on an input", got="none")
+        return self.builder.graph(found)
+
+    def _take(self, node) -> None:
+        alive = self.builder.behind
+        operands = tuple(dict.fromkeys(key for key in node.input if key in alive))
+        attributes = {one.name: self.onnx.helper.get_attribute_value(one) for one in node.attribute}
+        name, op = node.name or node.output[0], node.op_type
+        weight = next((key for key in node.input[1:2] if key and key not in alive), "")
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] not in alive else ""
+
+        def add(kind: str, **fields: object) -> None:
+            label = self._module(fields.get("weight", "")) if kind in ("conv", "deconv", "linear") else ""
+            given = Operator(node.output[0], kind, operands, label or name, same_as=self._meaning(node), **fields)
+            self.builder.add(given)
+            for more in node.output[1:]:  # parts of a split
+                alive[more] = alive[node.output[0]]
+
+        if op in ("Conv", "ConvTranspose") and weight and len(self.shape(weight)) == 4:
+            add(
+                "conv" if op == "Conv" else "deconv", weight=weight, bias=bias, kernel=self.shape(weight)[2:],
+                stride=tuple(attributes.get("strides", (1, 1))), dilation=tuple(attributes.get("dilations", (1, 1))),
+                groups=attributes.get("group", 1),
+            )  # fmt: skip
+        elif op in ("Gemm", "MatMul") and weight and len(self.shape(weight)) == 2:
+            add("linear", weight=weight, bias=bias)
+        elif op in ACTIVATIONS:
+            add("activation")
+            if op == "Sigmoid":
+                self.sigmoids[node.output[0]] = node.input[0]
+        elif op == "Mul" and any(self.sigmoids.get(key) in node.input for key in node.input):
+            operands = tuple(key for key in operands if key in self.sigmoids)  # x · sigmoid(x): one activation
+            add("shape")
+        elif op in ("Resize", "Upsample"):
+            add("upsample")
+        elif op in ("MaxPool", "AveragePool"):
+            kernel = tuple(attributes["kernel_shape"])
+            add("shape" if kernel == (1, 1) else "pool", kernel=kernel, stride=tuple(attributes.get("strides", (1, 1))))
+        elif op in ("GlobalAveragePool", "GlobalMaxPool") or (op == "ReduceMean" and self._spatial(node, attributes)):
+            window = self.shape(operands[0])[2:]
+            add("shape" if window == (1, 1) else "pool", kernel=window, stride=window)
+        elif op in ("DepthToSpace", "SpaceToDepth"):
+            add("shuffle")
+        elif op == "Concat" and attributes["axis"] in (1, 1 - len(self.shape(node.output[0]))):
+            add("concat" if len(operands) > 1 else "shape")
+        elif op in ("BatchNormalization", "Neg") or (
+            op in ("Mul", "Div") and sum(key in alive for key in node.input) == 1
+        ):
+            if op == "Div" and node.input[0] not in alive:
+                raise unknown(name, op)
+            add("norm")
+        elif op in ("Add", "Sub"):
+            if len(operands) == 2:
+                add("add")
+            elif op == "Sub" and node.input[0] not in alive:
+                raise unknown(name, op)
+            else:
+                add("bias", weight=next((key for key in node.input if key not in alive), ""))
+        elif op in SHAPES:
+            add("shape")
+        else:
+            raise unknown(name, op)
+
+    def _module(self, weight: str) -> str:
+        """Path of the module that owned a weight, where its name tells."""
+        name = self.origin.get(weight, weight)
+        return name.removesuffix(".weight") if name.endswith(".weight") else ""
+
+    def _meaning(self, node) -> str:
+        inputs = [self.same.get(key, key) for key in node.input]
+        meaning = f"{node.op_type}{inputs}{sorted(one.SerializeToString() for one in node.attribute)}"
+        self.same[node.output[0]] = self.same.setdefault(meaning, node.output[0])
+        return meaning
+
+    def _spatial(self, node, attributes: dict) -> bool:
+        axes = attributes.get("axes")
+        if axes is None and len(node.input) > 1 and node.input[1] in self.values:
+            axes = self.onnx.numpy_helper.to_array(self.values[node.input[1]]).tolist()
+        rank = len(self.shape(node.input[0]))
+        return rank == 4 and sorted(axis % rank for axis in axes or []) == [2, 3]

@@ -1,0 +1,242 @@
+"""Across branches (Algorithm 1 of F-CAD): a population of candidates looks for the best distribution of a budget.
+
+A candidate is a matrix of shares: DSPs, block RAMs and bandwidth by branch. What each branch makes of its share is
+Algorithm 2 (``ladder``), looked up for the whole population at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import I2IError
+from . import cost
+from .construct import DesignSpace
+from .cost import Budget, Config, Evaluation
+from .ladder import ROUNDING, Ladder, at_level, batches, counts, factors, finite, in_branch, log2, smallest, triples
+
+__all__ = ["SearchResult", "at_level", "factors", "fitness", "in_branch", "search"]
+
+LEAST_SHARE = 1e-3  # of a branch in the paper's evolution
+STARTS = (0.45, 0.45, 0.1)  # repair: how often from the own best design, the global best, and the smallest
+RELEASE = 0.1  # ... how often a share is released in part
+WHOLE = 0.5  # ... how often one branch gets all that is free
+PART = 0.25  # ... how often a branch takes but a part of the bandwidth that it gets
+EVOLUTIONS = ("repair", "paper")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SearchResult:
+    """The design that was found, and how."""
+
+    config: Config
+    evaluation: Evaluation
+    fitness: float
+    history: tuple[float, ...]  # best fitness so far, by iteration; -inf while nothing fits
+    convergence: int  # iteration, from 1, that improved on all before for the last time
+    shares: np.ndarray  # (3, branches): of DSPs, block RAMs and bandwidth; rows sum to 1 at most
+
+
+def fitness(fps: np.ndarray, priorities: Sequence[float] | None = None, alpha: float = 0.1) -> np.ndarray:
+    """Score of frame rates: their sum, weighted by priority, less ``alpha`` times their variance (Sec. VI-B1).
+
+    Args:
+        fps: (..., branches) frames per second.
+        priorities: Weight of each branch in the sum; 1 each by default. The variance is not weighted.
+        alpha: Weight of the variance (over all branches, not a sample's). The paper does not state it; with 0.1 its
+            designs are the best of their space, but for case 3.
+
+    Returns:
+        (...) higher is better.
+
+    Example:
+        >>> round(float(fitness([61.0, 30.5, 61.0])), 2)
+        131.83
+    """
+    fps = np.asarray(fps, float)
+    weights = np.ones(fps.shape[-1]) if priorities is None else np.asarray(priorities, float)
+    return fps @ weights - alpha * fps.var(-1)
+
+
+def search(
+    space: DesignSpace, budget: Budget, priorities: Sequence[float] | None = None,
+    batch_sizes: Sequence[int] | None = None, *,
+    n: int = 20, p: int = 200, seed: int = 0, alpha: float = 0.1, evolve: str = "repair",
+) -> SearchResult:  # fmt: skip
+    """Search a design within a budget (Algorithms 1 and 2).
+
+    Args:
+        space: Pipelines, precision and clock.
+        budget: DSPs, 18-Kb block RAMs and bit/s of the whole design.
+        priorities: Weight of each branch's frame rate, at least 0; 1 each by default.
+        batch_sizes: Copies of each branch; 1 each by default.
+        n: Iterations.
+        p: Candidates.
+        seed: Of the random numbers.
+        alpha: Weight of the variance of the frame rates, at least 0.
+        evolve: How candidates move. "paper": each share by random parts, U(0, 2), of the ways to the candidate's own
+            best shares and to the global best ones. "repair": a candidate starts from what a design really *uses*, its
+            own best, the global best or the smallest there is, releases random parts of a tenth of its shares, and
+            what is free then goes to one branch or is spread at random. The first candidates start from the smallest
+            design, so where that fits all of them do. The frame rate is a staircase of the shares: the paper's rule
+            has to hit a step by chance, repair stands on one and climbs.
+
+    Returns:
+        The best design, its evaluation and fitness, and the history.
+
+    Raises:
+        I2IError: If an argument is unusable, or nothing fits: then it names what is short and what the smallest design
+            needs.
+    """
+    branches = len(space.pipelines)
+    priorities, batch = check_arguments(space, budget, priorities, batch_sizes, alpha)
+    for name, value in (("n", n), ("p", p)):
+        if not counts(value):
+            raise I2IError(name, expected="a whole number from 1", got=value)
+    if evolve not in EVOLUTIONS:
+        raise I2IError("evolve", expected=" or ".join(map(repr, EVOLUTIONS)), got=repr(evolve))
+    ladders = [Ladder(space, index, batch[index], budget.bandwidth) for index in range(branches)]
+    given = np.array([budget.dsp, budget.bram, budget.bandwidth], float)[:, None]
+    rng = np.random.default_rng(seed)
+
+    def draw() -> np.ndarray:
+        return rows_of(rng.random((p, 3, branches)))
+
+    least = cost.evaluate(smallest(space, batch))
+    needed = np.array([[branch.dsp, branch.bram, branch.bandwidth] for branch in least.branches]).T / given
+    if evolve == "repair" and (needed.sum(1) <= ROUNDING).all():
+        shares = _give(rng, np.broadcast_to(needed, (p, 3, branches)))
+    else:
+        shares = draw()
+    own, own_spent, own_best = shares.copy(), shares.copy(), np.full(p, -np.inf)
+    lead, lead_spent, best, winner = None, None, -np.inf, None
+    history, convergence = [], 0
+    for iteration in range(1, n + 1):
+        found, spent = _descend(space, ladders, shares, given)
+        fps = np.stack([ladder.fps[row] for ladder, row in zip(ladders, found.T, strict=True)], 1)
+        scores = np.where((found >= 0).all(1), fitness(fps, priorities, alpha), -np.inf)
+
+        better = scores > own_best
+        own_best[better], own[better], own_spent[better] = scores[better], shares[better], spent[better]
+        # The global best is updated inside the loop over candidates: each sees the best up to itself.
+        ahead = np.maximum.accumulate(np.concatenate([[best], scores]))
+        changed = ahead[1:] > ahead[:-1]
+        index = np.maximum.accumulate(np.where(changed, np.arange(p), -1))
+        seen = index >= 0 if lead is None else np.ones(p, bool)  # who knows a design that fits
+        leads = _pick(shares, index, lead)
+        leads_spent = _pick(spent, index, lead_spent)
+        if changed.any():
+            last = index[-1]
+            best, winner, convergence = float(ahead[-1]), found[last].copy(), iteration
+            lead, lead_spent = shares[last].copy(), spent[last].copy()
+        history.append(best)
+
+        fresh = draw()
+        if evolve == "paper":
+            moved = _follow(rng, shares, own, leads)
+        else:
+            start = rng.choice(3, p, p=STARTS)[:, None, None]
+            moved = _repair(rng, np.select([start == 0, start == 1], [own_spent, leads_spent], needed))
+        shares = np.where(seen[:, None, None], moved, fresh)
+    if winner is None:
+        raise nothing_fits(budget, least, n, p)
+    config = Config(space, tuple(triples(d.factors[row]) for d, row in zip(ladders, winner, strict=True)), batch)
+    return SearchResult(config, cost.evaluate(config), best, tuple(history), convergence, lead)
+
+
+def _descend(
+    space: DesignSpace, ladders: Sequence[Ladder], shares: np.ndarray, given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Algorithm 2 for every candidate and branch: (P, B) designs, -1 where none fits; what they use, as shares."""
+    limits, spent = shares * given, np.empty_like(shares)
+    found = np.full((len(shares), len(ladders)), -1)
+    for index in space.order:
+        ladder = ladders[index]
+        widths = {(p, s): ladders[p].factors[found[:, p], s, 1] for p, s in ladder.fed}
+        row = found[:, index] = ladder.descend(limits[:, :, index].T, widths)
+        bram = ladder.bram[row] + sum(table[row, log2(widths[source])] for source, table in ladder.fed.items())
+        spent[:, :, index] = np.stack([ladder.dsp[row], bram, ladder.least[row]], 1) / given[:, 0]
+    return found, spent
+
+
+def rows_of(weights: np.ndarray) -> np.ndarray:
+    """Shares in proportion: rows that sum to 1."""
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _pick(candidates: np.ndarray, index: np.ndarray, before: np.ndarray | None) -> np.ndarray:
+    """The candidates of an index, and where it is -1 the one from before (any, if there is none)."""
+    chosen = candidates[index]
+    if before is not None:
+        chosen[index < 0] = before
+    return chosen
+
+
+def _follow(rng: np.random.Generator, shares: np.ndarray, own: np.ndarray, leads: np.ndarray) -> np.ndarray:
+    """The paper's evolution: random distances towards the own best and the global best."""
+    first, second = rng.uniform(0, 2, shares.shape), rng.uniform(0, 2, shares.shape)
+    return rows_of(np.maximum(shares + first * (own - shares) + second * (leads - shares), LEAST_SHARE))
+
+
+def _repair(rng: np.random.Generator, spent: np.ndarray) -> np.ndarray:
+    """From what designs use: release random parts of some, and give away all that is free."""
+    released = (rng.random(spent.shape) < RELEASE) * rng.random(spent.shape)
+    return _give(rng, spent * (1 - released))
+
+
+def _give(rng: np.random.Generator, kept: np.ndarray) -> np.ndarray:
+    """What is free goes to one branch, or is spread at random; of bandwidth, some branches take a part only."""
+    people, _, branches = kept.shape
+    weights = rows_of(rng.random(kept.shape))
+    one = np.eye(branches)[rng.integers(branches, size=people)][:, None]
+    weights = np.where((rng.random(people) < WHOLE)[:, None, None], one, weights)
+    # Where a ladder starts decides which stages round up: all that can change with a single branch.
+    part = rng.random((2, people, branches))
+    weights[:, 2] *= np.where(part[0] < PART, part[1], 1)
+    return kept + np.maximum(1 - kept.sum(-1, keepdims=True), 0) * weights
+
+
+# --- arguments -------------------------------------------------------------------------------------------------------
+
+
+def check_arguments(
+    space: DesignSpace, budget: Budget, priorities: Sequence[float] | None, batch_sizes: Sequence[int] | None,
+    alpha: float,
+) -> tuple[tuple[float, ...], tuple[int, ...]]:  # fmt: skip
+    """Priorities and batch sizes, one for each branch; bad ones and a bad budget or ``alpha`` raise I2IError."""
+    branches = len(space.pipelines)
+    if not 0 <= alpha < math.inf:
+        raise I2IError("alpha", expected="a finite weight, at least 0", got=alpha)
+    finite(budget)
+    return _priorities(priorities, branches), batches(batch_sizes, branches)
+
+
+def _priorities(given: Sequence[float] | None, branches: int) -> tuple[float, ...]:
+    priorities = (1.0,) * branches if given is None else tuple(given)
+    if len(priorities) != branches or not all(0 <= value < math.inf for value in priorities):
+        expected = f"{branches} finite weights, one for each branch, at least 0"
+        raise I2IError("priorities", expected=expected, got=given, remedy="Give 1 each to treat branches alike.")
+    return priorities
+
+
+def nothing_fits(budget: Budget, least: Evaluation, n: int = 0, p: int = 0) -> I2IError:
+    """What to say when no design was found: which resource is short, and of how much."""
+    names = {"dsp": "DSPs", "bram": "18-Kb BRAMs", "bandwidth": "bit/s"}
+    short = [name for field, name in names.items() if getattr(least, field) > getattr(budget, field)]
+    if not short:
+        got = f"none in {n} iterations of {p} candidates, though the smallest design fits"
+        return I2IError("search", expected="a candidate that fits", got=got, remedy="Raise n or p, or take 'repair'.")
+
+    def told(amounts: Budget | Evaluation) -> str:
+        return ", ".join(f"{getattr(amounts, field):.4g} {name}" if field == "bandwidth" else
+                         f"{getattr(amounts, field)} {name}" for field, name in names.items())  # fmt: skip
+
+    return I2IError(
+        f"budget {budget.name}".rstrip(),
+        expected=f"room for the smallest design, every factor at its least: {told(least)}",
+        got=f"{told(budget)}: short of {' and '.join(short)}",
+        remedy="Take a larger budget, smaller batch sizes, or fewer bits.",
+    )

@@ -1,0 +1,651 @@
+"""The accelerator of F-CAD's Fig. 5, cycle by cycle: stages that wait for maps, for room and for weights.
+
+This is the second opinion on the cost model: it knows shapes, factors and the depth of the input buffers, and shares
+no formula with :mod:`i2ilib.fcad.cost`. Nothing is fitted. Everything it returns is modelled, nothing measured.
+
+What happens, in columns, the unit in which maps travel (a weight serves one output column, and an input buffer keeps
+the K columns of a position and those of one step more):
+
+- A stage starts an output column when the input columns under its kernel are complete (padding is free at borders)
+  and each buffer behind it has room for what the column adds. The next frame follows the last without a gap.
+- A column is a loop over output channels in groups of ``kpf``: *tiles*. A tile loops over input channels in groups of
+  ``cpf``, the kernel's taps, and rows in ``h`` partitions, a cycle each. A finished column is readable after the depth
+  of the data path: ``depth`` cycles and the levels of the adder tree over ``cpf`` products.
+- A tile needs its weights, which come again for every column, through a buffer of two tiles: one works, one is filled.
+  Untied biases come with them. Copies of a batch run in lockstep on the same weights.
+- One external memory serves inputs, weights, untied biases, outputs, and maps that wait for a join, all open requests
+  evenly, or one after the other. A request is a tile of weights or a column of a map.
+- Up-sampling and pooling are stages of their own, with two columns of buffer, or those of the window; they write 32
+  channels of one pixel in a cycle. A pooling over the whole map keeps running results and holds up nobody.
+- A stage that feeds several starts only when all of them have room. A join takes directly the source
+  that lags most, so that none has to wait in the buffers, and the others from external memory.
+
+**Partitions.** ``h`` splits the rows of a column, so all partitions work on the same column, on rows of their own.
+They need no other order of columns than an undivided stage, and give none: partitioning costs no initial latency,
+only the rows that two neighbours both need (halo), written into both buffers at once. Were maps to travel by rows, the
+last partition could not begin before most of the map was there; :func:`partition_cost` puts numbers to both.
+
+Source: Zhang et al., "F-CAD", section V and Fig. 5; the column buffers are those of DNNBuilder (ICCAD 2018).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import I2IError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .construct import DesignSpace, Stage
+    from .cost import Config
+
+DEPTH = 8  # cycles from an operand to a written result without the adder tree: our assumption for a DSP data path
+WRITE_CHANNELS = 32  # of one pixel, that an up-sampling or pooling stage writes in a cycle
+_END, _READABLE = range(2)  # kinds of events; within a cycle they happen in this order
+_CAUSES = ("busy", "starved", "blocked", "weights")
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class StageActivity:
+    """What one stage did in the window: its cycles add up to the window's."""
+
+    name: str
+    branch: str
+    kind: str  # "conv", "upsample" or "pool"
+    busy: int  # cycles
+    starved: int  # cycles without the input columns of the next position
+    blocked: int  # cycles without room behind the stage
+    weights: int  # cycles without the weights of the next tile
+    bits: int  # of weights and untied biases, moved for it in the window
+    capacity: int  # columns that its input buffer holds, of each copy
+    peak: int  # columns that it held at most
+    buffer_elements: int  # of the input buffer of one copy, halo included
+    halo_elements: int  # of them kept twice, for a neighbouring partition
+    starts: np.ndarray  # (columns,) int64: cycle in which each output column began, over the whole run
+    ends: np.ndarray  # (columns,) int64: cycle after its last multiplication
+
+
+@dataclasses.dataclass(frozen=True)
+class BranchActivity:
+    """One branch of a simulated design."""
+
+    name: str
+    images: int  # per frame: what the copies make together
+    fps: float  # images a second in the steady state
+    interval_cycles: float  # between frames, steady state
+    first_column_cycles: int  # until the first output column has left
+    initial_latency_cycles: int  # until the first frame has left
+    layer_by_layer_cycles: int  # the same frame if each stage waited for the whole map before it
+    finished: np.ndarray  # (frames,) int64: cycle in which each frame had left
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """A simulated design; its window runs from the first frame of the slowest branch to the end."""
+
+    branches: tuple[BranchActivity, ...]
+    stages: tuple[StageActivity, ...]
+    window_cycles: int
+    bits: int  # through external memory in the window, of all kinds
+    bandwidth: float  # bit/s that were offered
+    frequency_hz: float
+
+    @property
+    def fps(self) -> tuple[float, ...]:
+        """Images per second by branch."""
+        return tuple(branch.fps for branch in self.branches)
+
+    @property
+    def slowest(self) -> float:
+        """The lowest rate of the branches, images per second."""
+        return min(self.fps)
+
+    @property
+    def traffic(self) -> float:
+        """Mean traffic of external memory in the window, bit/s."""
+        return self.bits / self.window_cycles * self.frequency_hz
+
+    def table(self) -> pd.DataFrame:
+        """One row a stage: shares of the window in per cent, columns held, traffic."""
+        import pandas as pd
+
+        rows = [
+            {
+                "branch": s.branch,
+                "stage": s.name,
+                "kind": s.kind,
+                **{f"{cause} (%)": 100 * getattr(s, cause) / self.window_cycles for cause in _CAUSES},
+                "columns held": s.peak,
+                "capacity": s.capacity,
+                "traffic (Gbit/s)": s.bits / self.window_cycles * self.frequency_hz / 1e9,
+            }
+            for s in self.stages
+        ]
+        return pd.DataFrame(rows).set_index(["branch", "stage", "kind"])
+
+    def branch_table(self) -> pd.DataFrame:
+        """One row a branch: rate, and latencies in milliseconds."""
+        import pandas as pd
+
+        ms = 1e3 / self.frequency_hz
+        rows = [
+            {
+                "branch": b.name,
+                "FPS": b.fps,
+                "interval (ms)": b.interval_cycles * ms,
+                "first column (ms)": b.first_column_cycles * ms,
+                "first frame (ms)": b.initial_latency_cycles * ms,
+                "layer by layer (ms)": b.layer_by_layer_cycles * ms,
+            }
+            for b in self.branches
+        ]
+        return pd.DataFrame(rows).set_index("branch")
+
+
+# --- what runs -----------------------------------------------------------------------------------
+
+_Spans = tuple[list[int], list[int]]  # first and last input line that each position needs
+
+
+class _Edge:
+    """A bounded buffer between two units, counted in columns of the reader's map.
+
+    Where a map is cropped between them the scale is stretched: the reader's column j stands for the writer's columns
+    up to (j + 1) * writer / reader.
+    """
+
+    def __init__(self, writer: _Unit, reader: _Unit, capacity: float, spans: _Spans, width: int):
+        first, last = spans
+        self.writer, self.reader, self.capacity, self.width = writer, reader, capacity, width
+        self.need = [-(-(column + 1) * writer.columns // width) for column in last]  # the writer's, at each position
+        self.free = [*first[1:], width]  # the reader's, that are done with after each position
+        self.slot = [((column + 1) * width - 1) // writer.columns for column in range(writer.columns)]
+        self.readable = 0  # columns of the writer, over all frames
+        self.freed = 0  # columns of the reader, over all frames
+        self.peak = 0
+        reader.lag = max(reader.lag, writer.lag + (last[0] + 1) / width)
+        writer.outputs.append(self)
+        reader.inputs.append(self)
+
+
+class _Unit:
+    """What makes columns from columns: a convolution, an up-sampling, or a move through external memory."""
+
+    def __init__(self, index: int, kind: str, columns: int, cycles: list[int], **options):
+        self.index, self.kind, self.columns, self.cycles = index, kind, columns, cycles
+        self.tiles: int = options.get("tiles", 1)  # of a column
+        self.bits: list[int] = options.get("bits", [0])  # to fetch for each tile of len(cycles) columns
+        self.again: list[int] = options.get("again", self.bits)  # the same from the second time on
+        self.fill: int = options.get("fill", 0)
+        self.inputs: list[_Edge] = []
+        self.outputs: list[_Edge] = []
+        self.lag = 0.0  # of its first column behind the input, in maps
+        self.frame = self.column = self.tile = 0
+        self.ended = 0  # tiles, over all frames
+        self.loaded = 0  # tiles whose weights have come, over all frames
+        self.working = False
+        self.due = 0  # cycle in which the tile ends
+        self.cause, self.since = "starved", 0
+        self.time = dict.fromkeys(_CAUSES, 0)
+        self.moved = 0  # bits
+        self.starts: list[int] = []
+        self.ends: list[int] = []
+        self.finished: list[int] = []
+
+    def tile_bits(self, tile: int) -> int:
+        """Bits to fetch for a tile, counted over all frames."""
+        return (self.bits if tile < len(self.bits) else self.again)[tile % len(self.bits)]
+
+    def waits_for(self) -> str | None:
+        """Why the next tile cannot start, or None."""
+        if not self.tile:
+            for edge in self.inputs:
+                if edge.readable < self.frame * edge.writer.columns + edge.need[self.column]:
+                    return "starved"
+            for edge in self.outputs:
+                if self.frame * edge.width + edge.slot[self.column] >= edge.freed + edge.capacity:
+                    return "blocked"
+        return "weights" if self.kind == "conv" and self.loaded <= self.ended else None
+
+    def account(self, now: int, cause: str) -> None:
+        """Book the time since the last change, and note what comes now."""
+        self.time[self.cause] += now - self.since
+        self.cause, self.since = cause, now
+
+
+def _spans(stage: Stage, axis: int) -> _Spans:
+    """Input rows (axis 0) or columns (axis 1) under the kernel at each output position, padded as in PyTorch."""
+    size, count = (stage.in_height, stage.height) if axis == 0 else (stage.in_width, stage.width)
+    if not stage.transposed:
+        return _sliding(count, size, stage.reach[axis], stage.stride)
+    # Output o takes the inputs i with i * stride <= o + cropped <= i * stride + kernel - 1.
+    kernel, at = stage.kernel[axis], range(_cropped(stage, axis), count * stage.stride + _cropped(stage, axis))
+    first = [-(-(o - kernel + 1) // stage.stride) for o in at]
+    return [min(max(0, i), size - 1) for i in first], [min(o // stage.stride, size - 1) for o in at]
+
+
+def _cropped(stage: Stage, axis: int) -> int:
+    """Lines that a transposed convolution leaves out before its first, so that sizes grow by its stride."""
+    return max(0, (stage.kernel[axis] - stage.stride + 1) // 2)
+
+
+def _sliding(count: int, size: int, reach: int, step: int) -> _Spans:
+    """A window that slides over ``size`` lines and what padding it takes: half on each side, an odd line before."""
+    before = (max(0, (count - 1) * step + reach - size) + 1) // 2
+    first = [i * step - before for i in range(count)]
+    return [max(0, i) for i in first], [min(size, i + reach) - 1 for i in first]
+
+
+def _capacity(stage: Stage) -> int:
+    """Columns that an input buffer holds: those of a position and of one step (K + 1 at stride 1).
+
+    A single position (a linear layer) needs a whole new map for its next step; with K + 1 columns it would wait for it.
+    """
+    return stage.reach[1] + (stage.reach[1] if stage.width == 1 else stage.step)
+
+
+def _map_rows(stage: Stage, h: int) -> int:
+    """Rows that the input buffers of all partitions keep together."""
+    if h == 1:
+        return stage.in_height
+    return h * min(stage.in_height, (-(-stage.height // h) - 1) * stage.step + stage.reach[0])
+
+
+def partition_cost(stage: Stage, h: int) -> dict[str, int]:
+    """What ``h`` partitions cost a stage, with maps that come by columns (as simulated), or if they came by rows.
+
+    By columns the partitions share each column and keep halo rows twice. By rows the last partition cannot start before
+    its first rows are there, and all rows before them must be kept for the partitions above.
+
+    Args:
+        stage: The stage.
+        h: Partitions of its rows.
+
+    Returns:
+        ``columns_wait``: input columns until all partitions work; ``columns_elements``: elements of the input buffer;
+        ``halo_elements``: of them kept twice; ``rows_wait`` and ``rows_elements``: the same if maps came by rows.
+
+    Example:
+        >>> from i2ilib.fcad.construct import Stage
+        >>> partition_cost(Stage("c", 16, 16, 512, 512, 512, 512, (5, 5), macs=0, ops=0, weights=6400), 2)
+        {'columns_wait': 3, 'columns_elements': 49920, 'halo_elements': 768, 'rows_wait': 259, 'rows_elements': 2129920}
+    """
+    last_row = _spans(stage, 0)[1]
+    part = -(-len(last_row) // h)
+    wait = last_row[(len(last_row) - 1) // part * part] + 1  # until the last partition's first position
+    rows = stage.reach[0] + stage.step if h == 1 else min(stage.in_height, wait + stage.step)
+    held = stage.in_channels * _capacity(stage)
+    return {
+        "columns_wait": _spans(stage, 1)[1][0] + 1,
+        "columns_elements": held * _map_rows(stage, h),
+        "halo_elements": max(0, held * (_map_rows(stage, h) - stage.in_height)),
+        "rows_wait": wait,
+        "rows_elements": stage.in_channels * stage.in_width * rows,
+    }
+
+
+class _Plant:
+    """A design as units and the buffers between them."""
+
+    def __init__(self, config: Config, depth: int, keep: bool):
+        space = config.space
+        self.bits, self.depth, self.keep = space.bits, depth, keep
+        self.units: list[_Unit] = []  # each after those that feed it
+        self.stages: dict[tuple[int, int], tuple[_Unit, _Unit | None]] = {}  # convolution, and up-sampling if any
+        self.outputs: dict[int, _Unit] = {}  # by pipeline: what sends the branch's output
+        self.images: dict[int, int] = {}  # by pipeline: in a frame of all copies
+        self._stored: dict[int, _Unit] = {}  # by writer: what puts its map into external memory
+        for p in space.order:
+            pipeline, feeders = space.pipelines[p], sorted(space.shared_from(p))
+            self.images[p] = images = self.images[feeders[0]] if feeders else config.batch[p]
+            turns = -(-images // config.batch[p])  # a copy may serve several images, one after the other
+            for s, (stage, factors) in enumerate(zip(pipeline.stages, config.factors[p], strict=True)):
+                feeds = self._feeds(space, stage, images)
+                self.stages[p, s] = self._stage(stage, factors, turns, feeds)
+            self.outputs[p] = self._leave(stage, self.stages[p, s], images)
+        for _, p, s in space.taps:
+            self._leave(space.pipelines[p].stages[s], self.stages[p, s], self.images[p])
+
+    def _unit(self, *args, **options) -> _Unit:
+        self.units.append(_Unit(len(self.units), *args, **options))
+        return self.units[-1]
+
+    def _link(self, writer: _Unit, reader: _Unit, capacity: float) -> _Unit:
+        """Let a reader take every column of a writer, one at a time."""
+        lines = list(range(reader.columns))
+        _Edge(writer, reader, capacity, (lines, lines), reader.columns)
+        return reader
+
+    def _move(self, columns: int, channels: int, height: int, width: int, images: int) -> _Unit:
+        """A map through external memory, in so many columns, at most a pixel a cycle."""
+        pixels = -(-height * width // columns)
+        return self._unit("move", columns, [pixels], bits=[channels * pixels * self.bits * images])
+
+    def _leave(self, stage: Stage, units: tuple[_Unit, _Unit | None], images: int) -> _Unit:
+        """What sends the map that a stage hands on as an output."""
+        end = units[1] or units[0]
+        columns = min(end.columns, stage.out_width)
+        return self._link(end, self._move(columns, stage.out_channels, stage.out_height, stage.out_width, images), 2)
+
+    def _feeds(self, space: DesignSpace, stage: Stage, images: int) -> list[_Unit]:
+        """The units that a stage reads: of a join's sources, all but the latest come back from external memory."""
+        here = stage.in_height, stage.in_width
+        if not stage.sources:
+            return [self._move(stage.in_width, stage.in_channels, *here, images)]
+        writers, channels = [], []
+        for p, s in stage.sources:
+            conv, light = self.stages[p, s]
+            there = space.pipelines[p].stages[s]
+            made = (there.out_height, there.out_width)
+            writers.append(light if light and (here == made or here != (there.height, there.width)) else conv)
+            channels.append(there.out_channels)
+        latest = max(writers, key=lambda writer: writer.lag)
+        feeds = [latest]
+        for writer, count in zip(writers, channels, strict=True):
+            if writer is latest:  # also where a stage joins a map with itself
+                continue
+            size = (stage.in_width, count, *here, images)
+            if writer.index not in self._stored:
+                self._stored[writer.index] = self._link(writer, self._move(*size), 2)
+            feeds.append(self._link(self._stored[writer.index], self._move(*size), math.inf))
+        return feeds
+
+    def _stage(
+        self, stage: Stage, factors: tuple[int, int, int], turns: int, feeds: list[_Unit]
+    ) -> tuple[_Unit, _Unit | None]:
+        """A convolution that reads ``feeds``, and what is behind it; a copy does its work ``turns`` times."""
+        cpf, kpf, h = factors
+        inner, (kh, kw) = stage.in_channels // stage.groups, stage.kernel
+        made = [min(kpf, stage.out_channels - k) for k in range(0, stage.out_channels, kpf)]  # channels of each tile
+        # A transposed convolution makes `stride` output columns at a position, each from its own taps.
+        phases = stage.stride if stage.transposed else 1
+        shift = _cropped(stage, 1) if stage.transposed else 0
+        taps = [kh * len(range((phase + shift) % phases, kw, phases)) for phase in range(phases)]
+        columns = stage.width * phases
+        bias = stage.bias * self.bits // (columns * stage.out_channels) if stage.untied else 0  # of a channel
+        tiles = [(n, channels) for n in taps for channels in made]
+        first = [(n * inner * self.bits + bias) * channels for n, channels in tiles]
+        again = [bias * channels for _, channels in tiles] if self.keep and len(tiles) <= 2 else first
+        conv = self._unit(
+            "conv", columns, [-(-inner // cpf) * n * -(-stage.height // h) * turns for n in taps],
+            tiles=len(made), bits=first, again=again, fill=self.depth + (cpf - 1).bit_length(),
+        )  # fmt: skip
+        for writer in feeds:
+            _Edge(writer, conv, _capacity(stage), _spans(stage, 1), stage.in_width)
+        return conv, self._light(stage, conv, turns)
+
+    def _light(self, stage: Stage, conv: _Unit, turns: int) -> _Unit | None:
+        """The up-sampling or pooling behind a convolution."""
+        if not stage.light:
+            return None
+        rows = stage.out_height if stage.pool else stage.height * (conv.columns // stage.width) * stage.upsample
+        columns = stage.out_width if stage.pool else conv.columns * stage.upsample
+        cycles = rows * -(-stage.out_channels // WRITE_CHANNELS) * turns
+        light = self._unit("pool" if stage.pool else "upsample", columns, [cycles])
+        if not stage.pool:
+            lines = [x // stage.upsample for x in range(columns)]
+            _Edge(conv, light, 2, (lines, lines), conv.columns)
+            return light
+        step = max(1, round(conv.columns / columns))
+        first, last = _sliding(columns, conv.columns, stage.pool, step)
+        running = stage.pool >= conv.columns
+        _Edge(conv, light, 2 * conv.columns if running else max(2, stage.pool), (first, last), conv.columns)
+        return light
+
+
+class _Memory:
+    """External memory that serves requests at so many bits a cycle, together or one after the other.
+
+    A level rises with what is served: a request ends when the level reaches its mark. In order, marks are stacked and
+    the level rises at the full rate; fair, each mark is the request's own size above, and the rate is shared.
+    """
+
+    def __init__(self, rate: float, fair: bool):
+        self.rate, self.fair = rate, fair
+        self.at = self.level = self.last = 0.0
+        self.marks: list[tuple[float, int, _Unit]] = []
+        self.count = 0
+
+    def request(self, unit: _Unit, bits: int) -> None:
+        self.last = (self.level if self.fair else max(self.level, self.last)) + bits
+        heapq.heappush(self.marks, (self.last, self.count, unit))
+        self.count += 1
+
+    def ends(self) -> float:
+        """When the next request ends if no other comes, in cycles."""
+        if not self.marks:
+            return math.inf
+        return self.at + (self.marks[0][0] - self.level) * (len(self.marks) if self.fair else 1) / self.rate
+
+    def served(self, now: int) -> Iterator[_Unit]:
+        """Whose requests have ended since the last call."""
+        while (ends := self.ends()) <= now + 1e-4:
+            self.at, (self.level, _, unit) = ends, heapq.heappop(self.marks)
+            yield unit
+        if self.marks:
+            self.level += (now - self.at) * self.rate / (len(self.marks) if self.fair else 1)
+        self.at = now
+
+
+def _run(plant: _Plant, frames: int, memory: _Memory) -> tuple[int, int]:
+    """Play events until every branch has sent its frames; returns the first and the last cycle of the window."""
+    units, outputs = plant.units, list(plant.outputs.values())
+    events: list[tuple[int, int, int]] = []  # (cycle, kind, unit)
+    begun: int | None = None
+    now, woken = 0, set(range(len(units)))
+
+    def arrived(unit: _Unit) -> None:
+        woken.add(unit.index)
+        if unit.kind == "move":
+            heapq.heappush(events, (max(now, unit.due), _END, unit.index))
+        else:
+            unit.loaded += 1
+
+    def request(unit: _Unit, bits: int) -> None:
+        if bits and memory.rate < math.inf:
+            memory.request(unit, bits)
+        else:
+            arrived(unit)
+
+    for unit in units:
+        if unit.kind == "conv":
+            for tile in (0, 1):
+                request(unit, unit.tile_bits(tile))
+    while True:
+        for unit in memory.served(now):
+            arrived(unit)
+        while events and events[0][0] == now:
+            _, kind, index = heapq.heappop(events)
+            unit = units[index]
+            woken.add(index)
+            if kind == _READABLE:
+                for edge in unit.outputs:
+                    edge.readable += 1
+                    woken.add(edge.reader.index)
+                continue
+            unit.working = False
+            unit.moved += unit.tile_bits(unit.ended)
+            unit.tile += 1
+            unit.ended += 1
+            if unit.kind == "conv":  # the tile's half of the weight buffer is free for the one after the next
+                request(unit, unit.tile_bits(unit.ended + 1))
+            if unit.tile == unit.tiles:
+                unit.ends.append(now)
+                for edge in unit.inputs:
+                    edge.freed = unit.frame * edge.width + edge.free[unit.column]
+                    woken.add(edge.writer.index)
+                heapq.heappush(events, (now + unit.fill, _READABLE, index))
+                unit.tile, unit.column = 0, unit.column + 1
+                if unit.column == unit.columns:
+                    unit.finished.append(now)
+                    unit.column, unit.frame = 0, unit.frame + 1
+        for index in sorted(woken):
+            unit = units[index]
+            woken.discard(index)
+            if unit.working:
+                continue
+            cause = unit.waits_for()
+            unit.account(now, cause or "busy")
+            if cause:
+                continue
+            unit.working = True
+            if not unit.tile:
+                unit.starts.append(now)
+                for edge in unit.outputs:
+                    edge.peak = max(edge.peak, unit.frame * edge.width + edge.slot[unit.column] + 1 - edge.freed)
+            unit.due = now + unit.cycles[unit.column % len(unit.cycles)]
+            if unit.kind == "move":
+                request(unit, unit.bits[0])
+            else:
+                heapq.heappush(events, (unit.due, _END, index))
+        done = min(len(unit.finished) for unit in outputs)
+        if done and begun is None:
+            begun = now
+            for unit in units:
+                unit.account(now, unit.cause)
+                unit.time, unit.moved = dict.fromkeys(_CAUSES, 0), 0
+        if done >= frames:
+            for unit in units:
+                unit.account(now, unit.cause)
+            return begun, now
+        following = min(events[0][0] if events else math.inf, math.ceil(min(memory.ends(), 1e18) - 1e-4))
+        if following >= 1e18:
+            raise I2IError(
+                "simulation", expected="a pipeline that moves", got=f"one in which nothing can start after cycle {now}",
+                remedy="Two ways to a join differ by more columns than the buffers on them hold.",
+            )  # fmt: skip
+        now = max(now, following)
+
+
+def simulate(
+    config: Config,
+    *,
+    frames: int = 4,
+    bandwidth: float = math.inf,
+    arbitration: str = "fair",
+    keep_weights: bool = False,
+    depth: int = DEPTH,
+) -> Simulation:
+    """Run a design cycle by cycle until every branch has sent its frames.
+
+    Args:
+        config: The design: space, factors, batch.
+        frames: Frames that the slowest branch sends, at least 2; the first fills the pipeline and counts as latency.
+        bandwidth: Of external memory, bit/s.
+        arbitration: "fair": all open requests share the bandwidth evenly, the limit of short bursts in turns; or
+            "in order": each is served whole, in order of arrival, in the same cycle by stage.
+        keep_weights: Fetch the weights of a stage only once where the buffer's two tiles hold them all; else they come
+            again for every column, as in the cost model.
+        depth: Cycles from an operand to a written result, without the adder tree.
+
+    Returns:
+        Rates, latencies, and what each stage did. Branches that share stages run at the pace of the slowest of them:
+        its full buffers hold up the shared stages, and those feed the others.
+
+    Raises:
+        I2IError: If an argument is out of range, factors do not fit the space, branches that share stages start from
+            different batches, or the design cannot move (two ways to a join that differ by more than buffers hold).
+    """
+    if not (isinstance(frames, int) and frames >= 2):
+        raise I2IError("frames", expected="a whole number from 2", got=frames, remedy="The first frame is latency.")
+    if not bandwidth > 0:
+        raise I2IError("bandwidth", expected="bit/s above 0", got=bandwidth)
+    if arbitration not in ("fair", "in order"):
+        raise I2IError("arbitration", expected="'fair' or 'in order'", got=repr(arbitration))
+    if not (isinstance(depth, int) and depth >= 0):
+        raise I2IError("depth", expected="a whole number of cycles from 0", got=depth)
+    space = config.space
+    _check(config)
+    plant = _Plant(config, depth, keep_weights)
+    begun, ended = _run(plant, frames, _Memory(bandwidth / space.frequency_hz, arbitration == "fair"))
+
+    stages = [_stage_activity(config, key, unit, plant) for key, pair in plant.stages.items() for unit in pair if unit]
+    branches = [_branch_activity(space, p, plant) for p in range(len(space.pipelines))]
+    bits = sum(unit.moved for unit in plant.units)
+    return Simulation(tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz)
+
+
+def _stage_activity(config: Config, key: tuple[int, int], unit: _Unit, plant: _Plant) -> StageActivity:
+    p, s = key
+    pipeline = config.space.pipelines[p]
+    stage, capacity = pipeline.stages[s], unit.inputs[0].capacity
+    if unit.kind == "conv":
+        cost = partition_cost(stage, config.factors[p][s][2])
+        elements, halo = cost["columns_elements"], cost["halo_elements"]
+    else:
+        elements, halo = stage.out_channels * stage.height * capacity, 0
+    return StageActivity(
+        name=stage.name,
+        branch=pipeline.name,
+        kind=unit.kind,
+        **{cause: unit.time[cause] for cause in _CAUSES},
+        bits=unit.moved,
+        capacity=capacity,
+        peak=max(edge.peak for edge in unit.inputs),
+        buffer_elements=elements,
+        halo_elements=halo,
+        starts=np.array(unit.starts, np.int64),
+        ends=np.array(unit.ends, np.int64),
+    )
+
+
+def _branch_activity(space: DesignSpace, p: int, plant: _Plant) -> BranchActivity:
+    output, images = plant.outputs[p], plant.images[p]
+    done = np.array(output.finished, np.int64)
+    steady = done[1:] if len(done) > 2 else done
+    interval = float(steady[-1] - steady[0]) / (len(steady) - 1)
+    stages = [plant.stages[key][0] for key in _ancestors(space, p)]
+    return BranchActivity(
+        name=space.pipelines[p].name,
+        images=images,
+        fps=images * space.frequency_hz / interval,
+        interval_cycles=interval,
+        first_column_cycles=output.ends[0],
+        initial_latency_cycles=output.finished[0],
+        layer_by_layer_cycles=sum(u.columns // len(u.cycles) * u.tiles * sum(u.cycles) for u in stages),
+        finished=done,
+    )
+
+
+def _ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
+    """The stages that a branch's output depends on."""
+    found: set[tuple[int, int]] = set()
+    todo = [(pipeline, len(space.pipelines[pipeline].stages) - 1)]
+    while todo:
+        key = todo.pop()
+        if key not in found:
+            found.add(key)
+            todo += space.pipelines[key[0]].stages[key[1]].sources
+    return found
+
+
+def _check(config: Config) -> None:
+    """Factors and batch must belong to the space."""
+    pipelines = config.space.pipelines
+    for what, given in (("factors", config.factors), ("batch", config.batch)):
+        if len(given) != len(pipelines):
+            raise I2IError(what, expected=f"one entry for each of {len(pipelines)} pipelines", got=len(given))
+    for p, pipeline in enumerate(pipelines):
+        if not config.batch[p] >= 1:
+            raise I2IError(f"batch of {pipeline.name}", expected="a whole number from 1", got=config.batch[p])
+        if len(config.factors[p]) != len(pipeline.stages):
+            expected = f"(cpf, kpf, h) for each of {len(pipeline.stages)} stages"
+            raise I2IError(f"factors of {pipeline.name}", expected=expected, got=f"{len(config.factors[p])} entries")
+        for stage, factors in zip(pipeline.stages, config.factors[p], strict=True):
+            if len(factors) != 3 or min(factors) < 1 or factors[2] > stage.height:
+                expected = f"(cpf, kpf, h) from 1, h at most {stage.height} rows"
+                raise I2IError(f"factors of stage {stage.name}", expected=expected, got=factors)
+        feeding = [config.batch[f] for f in sorted(config.space.shared_from(p))]
+        if len(set(feeding)) > 1:
+            expected = "the branches that feed it to have one batch size"
+            raise I2IError(f"batch of {pipeline.name}", expected=expected, got=feeding)
