@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from i2ilib import models
+from i2ilib import models, quant
 from i2ilib.datasets import _head, _mesh, faces
 from i2ilib.datasets.faces import Expression
 from i2ilib.errors import I2IError, IntegrityError
@@ -293,3 +293,43 @@ def test_command_line_keeps_half_precision(tmp_path, monkeypatch):
 def test_weights_have_one_suffix(tmp_path):
     with pytest.raises(I2IError, match=r"\.safetensors"):
         train_avatar(tmp_path / "a.pt", TINY)
+
+
+# --- the decoder that comes with the project -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    latents, views = faces.draw(8, seed=99)
+    decoder, meta = models.pretrained("avatar_faces")
+    true = faces.face(latents, views, size=decoder.config.size)
+    return decoder, meta, latents, views, true
+
+
+@torch.no_grad()
+def rms(made: Avatar, true: Avatar) -> dict[str, float]:
+    return {name: float(value.sqrt()) for name, value in errors(made, true).items()}
+
+
+def test_pretrained_decodes_faces_that_it_never_saw(pretrained):
+    decoder, meta, latents, views, true = pretrained
+    assert meta["task"] == "avatar" and meta["trained"]["seed"] != 99
+    found = rms(decoder(latents, views), true)
+    mean = faces.face(*faces.draw(16, seed=7), size=decoder.config.size)
+    dull = rms(Avatar(*(part.mean(0, keepdim=True).expand_as(t) for part, t in zip(mean, true, strict=True))), true)
+    for name in Avatar._fields:  # the README says 0.10, 4.8 and 0.015 in its units
+        assert found[name] < 0.5 * dull[name]
+    assert 50 * found["geometry"] < 0.15 and 255 * found["texture"] < 6 and found["warp"] < 0.02
+
+
+def test_pretrained_survives_integers(pretrained):
+    decoder, _, latents, views, true = pretrained
+    made = []
+    for number in (1, 2, 3):
+        calibration = decoder.codes(*faces.draw(16, seed=5))[min(number, 2) - 1]
+        inputs = decoder.codes(latents, views)[min(number, 2) - 1]
+        quantised = quant.quantise(decoder.branch(number), [calibration])
+        made.append(quantised.integer(inputs))
+        assert torch.equal(quantised.fake(inputs), made[-1])
+    found = rms(Avatar(made[0][:, :3], *made[1:]), true)
+    assert 50 * found["geometry"] < 0.4 and 255 * found["texture"] < 7 and found["warp"] < 0.02

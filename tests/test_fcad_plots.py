@@ -184,6 +184,9 @@ def test_overview_places_the_design_before_its_front():
     assert (point.get_xdata()[0], point.get_ydata()[0]) == (737, pytest.approx(30.5176 / 2))
     assert front.lines[0].get_xdata().tolist() == [500, 700] and front.lines[0].get_label() == "powers"
     assert "one line" in [text.get_text() for text in figure.texts]
+    assert front.get_ylabel() == "stereo pairs a second"
+    alone = dataclasses.replace(CASE_1, batch=(1, 1, 1))  # no pairs: a frame of each
+    assert fcad.overview(alone, Z7045).axes[2].get_ylabel().startswith("FPS")
     plain = fcad.overview(CASE_1, Z7045, objective="slowest").axes[2]
     assert plain.get_ylabel().startswith("FPS") and plain.get_ylim()[1] > 30.5
 

@@ -275,9 +275,10 @@ def overview(
         if hertz < 1.3 * most:
             ax.axhline(hertz, color=AMBER, lw=1, ls="--", zorder=1)
             ax.text(0, hertz, f" {hertz} Hz", size=7, va="bottom")
-    ax.set(xlim=(0, reach), ylim=(0, 1.15 * most), xlabel="DSP", ylabel=RATES[objective])
+    ax.set(xlim=(0, reach), ylim=(0, 1.15 * most), xlabel="DSP")
+    ax.set_ylabel(RATES["slowest" if set(config.batch) == {1} else objective], size=8)
     ax.legend(loc="upper left", fontsize=7.5, borderaxespad=0.2)
-    ax.set_title("Before the best there are" if curves else "Throughput")
+    ax.set_title("Against the best there are" if curves else "Throughput")
     return figure
 
 

@@ -31,7 +31,7 @@ class AvatarConfig:
     width: float = 0.5  # channels, as a multiple of the paper's
     tied: tuple[str, ...] = ()  # convolutions with one bias a channel
     faces: int = 128  # expressions and views that are drawn once
-    epochs: int = 12
+    epochs: int = 30
     batch: int = 4
     learning_rate: float = 2e-3  # of Adam; falls to zero along a cosine
     geometry_weight: float = 4.0  # of the squared errors in the sum that is minimised; the texture's is 1

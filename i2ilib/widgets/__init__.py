@@ -1,5 +1,6 @@
 """Interactive views for JupyterLab. Each is a shell over a plain function that works without a front end."""
 
+from .fcad import FcadExplorer, FcadView, fcad_explorer, fcad_picture, fcad_view
 from .fixed_point import FixedPointExplorer, FixedPointView, fixed_point_explorer, fixed_point_view
 from .quantisation import (
     CalibrationView,
@@ -16,6 +17,8 @@ from .u50 import U50View, U50Widget, u50_view, u50_widget
 __all__ = [
     "CalibrationView",
     "CalibrationWidget",
+    "FcadExplorer",
+    "FcadView",
     "FixedPointExplorer",
     "FixedPointView",
     "PositionView",
@@ -24,6 +27,9 @@ __all__ = [
     "U50Widget",
     "calibration_view",
     "calibration_widget",
+    "fcad_explorer",
+    "fcad_picture",
+    "fcad_view",
     "fixed_point_explorer",
     "fixed_point_view",
     "position_view",
