@@ -15,7 +15,7 @@ from fcad_decoder import decoder_space
 from i2ilib.errors import I2IError
 from i2ilib.fcad import PLATFORMS, Budget, Config, DesignSpace, cost, evaluate, published
 from i2ilib.fcad.construct import Pipeline, Stage
-from i2ilib.fcad.platforms import asic
+from i2ilib.fcad.platforms import asic, platform
 
 ROWS = published.TABLE_4.to_dict("records")
 WEIGHT_TRAFFIC = {1: 11.5, 2: 23.0, 3: 22.7, 4: 31.8, 5: 31.8}  # Gbit/s, of an independent computation
@@ -303,6 +303,40 @@ def test_bad_designs(factors, batch, text):
         evaluate(Config(flat(), factors, batch))
 
 
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda space: Config(None, GOOD, (1,)), "space: expected a DesignSpace, got None"),
+        (lambda space: Config(space, None, (1,)), "factors: expected one entry for each of 1 pipelines, got 0"),
+        (lambda space: Config(space, GOOD, 1), "batch: expected one entry for each of 1 pipelines, got 0"),
+        (lambda space: Config(space, ((3,),), (1,)), "factors of stage c: .* whole numbers from 1"),
+        (lambda space: Config.from_json(space, {}), "design: expected a dict with factors and batch"),
+        (lambda space: evaluate(space), "config: expected a Config, got DesignSpace"),
+        (lambda space: evaluate(None), "config: expected a Config, got None"),
+        (lambda space: evaluate(Config(space, GOOD, (1,))).fits("Z7045"), "budget: expected a Budget, got str"),
+        (lambda space: Budget("900", 1090), "budget dsp: expected more than 0 dsp, got '900'"),
+        (lambda space: Budget(900, None), "budget bram: expected more than 0 bram, got None"),
+        (lambda space: Budget(900, float("inf")), "budget bram: expected a finite number of bram, got inf"),
+        (lambda space: asic(macs=None, buffer_bytes=10**6), "macs: expected a whole number from 1, got None"),
+        (lambda space: platform("Z80"), "budget: expected a Budget, or one of Z7045, .*, got 'Z80'"),
+        (lambda space: platform((900, 1090)), "budget: expected a Budget, got tuple. Give Budget"),
+    ],
+)
+def test_wrong_kinds(call, text):
+    with pytest.raises(I2IError, match=text):
+        call(flat())
+
+
+def test_designs_of_any_integers_are_plain():
+    array = Config(flat(), np.array(GOOD), np.array([1]))
+    assert array == Config(flat(), GOOD, (1,))
+    assert json.loads(json.dumps(array.to_json())) == array.to_json()
+
+
+def test_platforms_by_name():
+    assert platform("ZU9CG") == platform(PLATFORMS["ZU9CG"]) == Budget(2520, 1824, name="ZU9CG")
+
+
 def test_grouped_stages_have_fewer_channels_to_share():
     space = flat(groups=2)
     assert cost.largest(space.pipelines[0].stages[0]) == (4, 6, 12)
@@ -317,6 +351,7 @@ def test_budgets():
                 dataclasses.replace(Budget(1, 1, name="b"), **{field: value})
     small = evaluate(Config(flat(), GOOD, (1,)))
     assert small.fits(Budget(small.dsp, small.bram, small.bandwidth))
+    assert small.fits(Budget(small.dsp, small.bram, np.nextafter(small.bandwidth, 0)))  # a sum's last digit
     for field in ("dsp", "bram", "bandwidth"):
         short = {"dsp": small.dsp, "bram": small.bram, "bandwidth": small.bandwidth}
         assert not small.fits(Budget(**short | {field: short[field] * 0.9}))

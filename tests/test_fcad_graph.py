@@ -1,6 +1,7 @@
 """Analysis and construction: the decoder's printed figures, torchvision's counts, and every way to be refused."""
 
 import dataclasses
+import itertools
 import math
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from fcad_decoder import decoder_space
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from i2ilib import models
 from i2ilib.errors import I2IError, IntegrityError
@@ -389,10 +391,38 @@ def test_unknown_operators(net, text):
 
 
 def test_bad_arguments():
-    with pytest.raises(I2IError, match="example_inputs: expected the inputs of a module, got none"):
+    with pytest.raises(I2IError, match=r"example_inputs: expected a tensor, a tuple of them, or a dict .*, got None"):
         analyse(conv(3, 8))
     with pytest.raises(I2IError, match="a PyTorch module or the path of an ONNX file, got int"):
         analyse(3, FRAME)
+    for strange in (3, "abc", FRAME.numpy()):
+        with pytest.raises(I2IError, match=f"example_inputs: expected a tensor, .*, got {type(strange).__name__}"):
+            analyse(conv(3, 8), strange)
+
+
+def test_errors_of_a_module_without_a_message():
+    def silent(net, x):
+        raise KeyError
+
+    with pytest.raises(I2IError, match="Branches: expected a module that PyTorch exports, got KeyError"):
+        analyse(Branches(silent), FRAME)
+
+
+def test_only_shapes_of_example_inputs_count():
+    """Tensors without data serve a module with data, and the reverse."""
+    graph = analyse(conv(3, 8), FRAME)
+    assert analyse(conv(3, 8), FRAME.to("meta")) == graph
+    assert analyse(conv(3, 8).to("meta"), FRAME) == graph
+
+
+def test_global_pooling_of_a_rectangle():
+    """As PyTorch, whatever the shape of the map."""
+    net = nn.Sequential(conv(3, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    frame = torch.zeros(1, 3, 8, 6)
+    pool = analyse(net, frame).layers[1]
+    assert (pool.kind, pool.out_shape, pool.kernel) == ("pool", tuple(net[:2](frame).shape[1:]), (8, 6))
+    first, last = construct(analyse(net, frame)).pipelines[0].stages
+    assert (first.out_height, first.out_width, last.macs) == (1, 1, 40)
 
 
 # --- branches ------------------------------------------------------------------------------------------------
@@ -453,6 +483,35 @@ def test_branches_that_share_everything(twice):
     assert space.taps == (("branch 2", 0, 0),)
     assert graph.branches[0].macs == graph.branches[1].macs == graph.macs
     assert space.pipelines[0].stages[0].external == 3 * 64 + 8 * 64  # one output, written once
+
+
+def test_nested_sharing():
+    """Two branches share five blocks, a third shares two of those, a fourth nothing; MACs by PyTorch's own counter."""
+
+    class Four(nn.Module):
+        def __init__(self):
+            super().__init__()
+            sizes = (6, 16, 16, 8, 8, 8)
+            pairs = itertools.pairwise(sizes)
+            self.trunk = nn.ModuleList(nn.Sequential(conv(a, b), nn.ReLU(), nn.Upsample(None, 2)) for a, b in pairs)
+            self.texture, self.warp, self.mask, self.geometry = conv(8, 3), conv(8, 2), conv(16, 1), conv(3, 4)
+
+        def forward(self, code, view):
+            maps = [torch.cat([code, view], 1)]
+            for block in self.trunk:
+                maps.append(block(maps[-1]))
+            heads = {"texture": self.texture(maps[5]), "warp": self.warp(maps[5]), "mask": self.mask(maps[2])}
+            return heads | {"geometry": self.geometry(code)}
+
+    net, inputs = Four(), (torch.zeros(1, 3, 4, 6), torch.zeros(1, 3, 4, 6))
+    with FlopCounterMode(display=False) as counter:
+        net(*inputs)
+    graph = analyse(net, inputs)
+    assert 2 * graph.macs == counter.get_total_flops()
+    space = construct(graph)
+    assert space.names == ("texture", "warp", "mask", "geometry")
+    assert [len(pipeline.stages) for pipeline in space.pipelines] == [6, 1, 1, 1]
+    assert [pipeline.stages[0].sources for pipeline in space.pipelines] == [(), ((0, 4),), ((0, 1),), ()]
 
 
 def test_branches_that_share_nothing():
@@ -531,9 +590,17 @@ def test_construction_errors():
     for wire in (
         lambda net, x: (net.twice(y := net.trunk(x)), net.four(y)),
         lambda net, x: net.pool(net.twice(net.trunk(x))),
-        lambda net, x: nn.functional.interpolate(net.trunk(x), scale_factor=0.5),
     ):
         with pytest.raises(I2IError, match="stage trunk: expected one up-sampling or one pooling behind a convolution"):
             space_of(wire)
-    with pytest.raises(I2IError, match="bits"):
-        space_of(lambda net, x: net.trunk(x), bits=4)
+    for factor in (0.5, 1.5):
+        with pytest.raises(I2IError, match=f"expected an up-sampling by a whole number, got {factor}"):
+            space_of(lambda net, x, factor=factor: nn.functional.interpolate(net.trunk(x), scale_factor=factor))
+    for bits in (4, "8", None):
+        with pytest.raises(I2IError, match=f"bits: expected 8 or 16, got {bits!r}"):
+            space_of(lambda net, x: net.trunk(x), bits=bits)
+    for clock in (0, math.nan, math.inf, "200 MHz", None):
+        with pytest.raises(I2IError, match=f"frequency_hz: expected a positive clock in Hz, got {clock!r}"):
+            space_of(lambda net, x: net.trunk(x), frequency_hz=clock)
+    with pytest.raises(I2IError, match=r"graph: expected a Graph, got Conv2d\. Analyse the network first"):
+        construct(nn.Conv2d(3, 4, 3))

@@ -401,14 +401,19 @@ def test_budget_too_small_for_both_at_once():
     [
         (lambda s, b: fastest(s, b, factors="primes"), "factors: expected one of .*, got primes"),
         (lambda s, b: fastest(s, b, objective="mean"), "objective: expected one of .*, got mean"),
-        (lambda s, b: fastest(s, b, (1, 2)), "batch_sizes: expected a whole number from 1 for each of 3"),
-        (lambda s, b: fastest(s, b, (1, 2, 0)), "batch_sizes: expected a whole number"),
-        (lambda s, b: fastest(s, b, (1, 2, 1.5)), "batch_sizes: expected a whole number"),
+        (lambda s, b: fastest(s, b, (1, 2)), "batch_sizes: expected 3 whole numbers from 1"),
+        (lambda s, b: fastest(s, b, (1, 2, 0)), "batch_sizes: expected 3 whole numbers from 1"),
+        (lambda s, b: fastest(s, b, (1, 2, 1.5)), "batch_sizes: expected 3 whole numbers from 1"),
         (lambda s, b: fastest(s, b, source_kpf=0), "source_kpf: expected at least 1 channel"),
         (lambda s, b: front(s, 10, factors="rows"), "cycles of geometry: expected at least [0-9]+, its fastest"),
         (lambda s, b: front(s, (10, 10)), "cycles: expected one number, or 3"),
         (lambda s, b: front(s, 10**7, pipeline=3), "pipeline: expected an index below 3"),
         (lambda s, b: front(s, 10**7, pipeline=2), "warp.1: expected the kpf of the stage that feeds it"),
+        (lambda s, b: fastest(s, b, 2), "batch_sizes: expected 3 whole numbers from 1"),
+        (lambda s, b: fastest(s, b, (1, 2, True)), "batch_sizes: expected 3 whole numbers from 1"),
+        (lambda s, b: fastest(None, b), "space: expected a DesignSpace, got None"),
+        (lambda s, b: fastest(s, None), "budget: expected a Budget, got None"),
+        (lambda s, b: refresh(s, "Z80"), "budget: expected a Budget, or one of Z7045, .*, got 'Z80'"),
         (lambda s, b: fronts(s, [0.0]), "rate: expected more than 0"),
         (lambda s, b: fronts(s, [60], objective="sum"), "objective"),
         (lambda s, b: dsp_bound(s, b, objective="sum"), "objective"),
@@ -418,6 +423,13 @@ def test_budget_too_small_for_both_at_once():
 def test_arguments_without_meaning(call, message):
     with pytest.raises(I2IError, match=message):
         call(*case(4))
+
+
+def test_names_of_platforms_serve():
+    space, budget = case(4)
+    named = fastest(space, "ZU9CG", BATCH, factors="powers")
+    assert named == fastest(space, budget, BATCH, factors="powers")
+    assert dsp_bound(space, "ZU9CG", BATCH) == dsp_bound(space, budget, BATCH)
 
 
 def test_front_is_empty_where_the_cap_is_low():

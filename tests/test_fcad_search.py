@@ -392,11 +392,20 @@ def test_candidates_keep_the_cheapest():
         ({"alpha": -0.1}, "alpha: expected a finite weight"),
         ({"alpha": math.nan}, "alpha: expected a finite weight"),
         ({"budget": Budget(900, 1090, math.inf)}, "budget bandwidth: expected a finite number"),
+        ({"priorities": ("1", 1, 1)}, "priorities: expected 3 finite weights .*, got .'1', 1, 1"),
+        ({"priorities": np.ones((3, 1))}, "priorities: expected 3 finite weights"),
+        ({"priorities": 1}, "priorities: expected 3 finite weights .*, got 1"),
+        ({"batch_sizes": 2}, "batch_sizes: expected 3 whole numbers from 1, .*, got 2"),
+        ({"alpha": "0.1"}, "alpha: expected a finite weight, at least 0, got '0.1'"),
+        ({"alpha": None}, "alpha: expected a finite weight, at least 0, got None"),
+        ({"budget": None}, "budget: expected a Budget, got None"),
+        ({"budget": "Z80"}, "budget: expected a Budget, or one of Z7045, .*, got 'Z80'"),
+        ({"space": None}, "space: expected a DesignSpace, got None"),
     ],
 )
 def test_bad_arguments(task, arguments, message):
     with pytest.raises(I2IError, match=message):
-        task(decoder_space(), **{"budget": Budget(900, 1090), **arguments})
+        task(**{"space": decoder_space(), "budget": Budget(900, 1090), **arguments})
 
 
 @pytest.mark.parametrize("name", ["n", "p"])
@@ -404,6 +413,18 @@ def test_bad_arguments(task, arguments, message):
 def test_bad_numbers(name, value):
     with pytest.raises(I2IError, match=f"{name}: expected a whole number from 1"):
         search(decoder_space(), Budget(900, 1090), **{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "0", None])
+def test_bad_seeds(value):
+    with pytest.raises(I2IError, match=f"seed: expected a whole number from 0, got {value!r}"):
+        search(decoder_space(), Budget(900, 1090), seed=value)
+
+
+@pytest.mark.parametrize("task", [search, optimum])
+def test_arrays_and_names_of_platforms_serve(task):
+    found = task(decoder_space(), "Z7045", np.ones(3), np.array(BATCH))
+    assert found.config == task(decoder_space(), Budget(900, 1090), (1, 1, 1), BATCH).config
 
 
 def test_unknown_names():

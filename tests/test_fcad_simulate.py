@@ -431,6 +431,16 @@ def test_outputs_in_the_middle_leave_through_memory():
 # --- surface -------------------------------------------------------------------------------------
 
 
+def test_an_output_that_joins_two_stages_takes_the_slower():
+    slow, fast = conv(2, 4, 8, 8, 3, name="slow"), conv(2, 1, 8, 8, 1, name="fast")
+    space = DesignSpace((Pipeline("both", (slow, fast)),), 8, 1.0)
+    result = run(space, [[(1, 1, 1), (1, 1, 1)]], frames=4)
+    assert result.branches[0].interval_cycles == cycles(slow, 1, 1, 1) > cycles(fast, 1, 1, 1)
+    alone = run(chain(slow), [[(1, 1, 1)]], frames=4).branches[0]
+    assert result.branches[0].finished.tolist() == alone.finished.tolist()
+    assert result.branches[0].layer_by_layer_cycles == cycles(slow, 1, 1, 1) + cycles(fast, 1, 1, 1)
+
+
 def test_tables():
     result = simulate(case(4), frames=2)
     table = result.table()
@@ -448,7 +458,7 @@ def test_shares_no_formula_with_the_cost_model_and_needs_no_torch():
     path = Path(sys.modules["i2ilib.fcad.simulate"].__file__)
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert names <= {"__future__", "collections.abc", "typing", "errors"}
+    assert names <= {"__future__", "collections.abc", "typing", "errors", "arguments", "construct"}
     code = "import sys, i2ilib.fcad.simulate; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=path.parents[2])
 
@@ -462,11 +472,15 @@ def test_shares_no_formula_with_the_cost_model_and_needs_no_torch():
         ({"bandwidth": float("nan")}, "bandwidth"),
         ({"depth": -1}, "depth"),
         ({"arbitration": "random"}, "arbitration"),
+        ({"frames": None}, "frames: expected a whole number from 2, got None"),
+        ({"bandwidth": "12.8 GB/s"}, "bandwidth: expected bit/s above 0, got '12.8 GB/s'"),
+        ({"config": None}, "config: expected a Config, got None"),
+        ({"config": decoder_space()}, "config: expected a Config, got DesignSpace"),
     ],
 )
 def test_arguments_out_of_range(change, message):
     with pytest.raises(I2IError, match=message):
-        simulate(case(4), **change)
+        simulate(**{"config": case(4), **change})
 
 
 @pytest.mark.parametrize(
@@ -483,10 +497,15 @@ def test_designs_that_do_not_belong_to_their_space(change, message):
         simulate(dataclasses.replace(case(4), **change))
 
 
-@pytest.mark.parametrize("triple", [(0, 1, 1), (1, 1, 9), (1, 1)])
+@pytest.mark.parametrize("triple", [(0, 1, 1), (1, 1, 9), (1, 1), (3, 1, 1), (1.5, 1, 1), ("a", 1, 1)])
 def test_factors_that_do_not_fit_a_stage(triple):
     with pytest.raises(I2IError, match="factors of stage c0"):
         run(chain(conv(2, 2, 8, 8, 3)), [[triple]])
+
+
+def test_integers_of_numpy_serve():
+    space = chain(conv(2, 2, 8, 8, 3))
+    assert run(space, np.array([[(1, 2, 1)]]), frames=np.int64(3)).fps == run(space, [[(1, 2, 1)]]).fps
 
 
 def test_feeding_branches_of_different_batches():

@@ -5,10 +5,11 @@ Accelerators for Codec Avatar Decoding" (DAC 2021), with the readings that its t
 PyTorch, and loads it when it is called.
 """
 
-from .construct import DesignSpace, construct
-from .cost import Budget, Config, evaluate
+from .construct import Config, DesignSpace, construct
+from .cost import Budget, evaluate
 from .graph import Graph, analyse
 from .optimum import optimum
+from .pareto import fastest, refresh
 from .platforms import PLATFORMS
 from .search import search
 from .simulate import simulate
@@ -22,7 +23,9 @@ __all__ = [
     "analyse",
     "construct",
     "evaluate",
+    "fastest",
     "optimum",
+    "refresh",
     "search",
     "simulate",
 ]

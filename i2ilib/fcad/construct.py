@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from math import ceil, prod
-from typing import TYPE_CHECKING
+from math import ceil, inf, prod
 
 from ..errors import I2IError
+from .arguments import expect, positive, several, whole
+from .graph import Graph, Layer
 
-if TYPE_CHECKING:
-    from .graph import Graph, Layer
+Factors = tuple[int, int, int]  # (cpf, kpf, h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +112,9 @@ class DesignSpace:
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 16):
-            raise I2IError("bits", expected="8 or 16", got=self.bits)
-        if not self.frequency_hz > 0:
-            raise I2IError("frequency_hz", expected="a positive clock", got=self.frequency_hz)
+            raise I2IError("bits", expected="8 or 16", got=repr(self.bits))
+        if not (positive(self.frequency_hz) and self.frequency_hz < inf):
+            raise I2IError("frequency_hz", expected="a positive clock in Hz", got=repr(self.frequency_hz))
         if not self.pipelines or not all(pipeline.stages for pipeline in self.pipelines):
             raise I2IError("design space", expected="at least one pipeline, each with a stage", got="none")
 
@@ -140,6 +140,62 @@ class DesignSpace:
         """Indices of the other pipelines whose stages feed this one."""
         stages = self.pipelines[pipeline].stages
         return {source for stage in stages for source, _ in stage.sources} - {pipeline}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A design: factors of every stage, and how many copies of each pipeline.
+
+    Raises:
+        I2IError: If factors or batch do not belong to the space, or a factor exceeds what a stage has work for.
+    """
+
+    space: DesignSpace
+    factors: tuple[tuple[Factors, ...], ...]  # (cpf, kpf, h) by pipeline and stage
+    batch: tuple[int, ...]  # copies by pipeline
+
+    def __post_init__(self) -> None:
+        pipelines = expect("space", self.space, DesignSpace).pipelines
+        factors, batch = several(self.factors), several(self.batch)
+        for what, given in (("factors", factors), ("batch", batch)):
+            if len(given) != len(pipelines):
+                raise I2IError(what, expected=f"one entry for each of {len(pipelines)} pipelines", got=len(given))
+        for pipeline, copies in zip(pipelines, batch, strict=True):
+            if not whole(copies):
+                raise I2IError(f"batch of {pipeline.name}", expected="a whole number from 1", got=repr(copies))
+        chosen = tuple(map(_factors, pipelines, factors))
+        object.__setattr__(self, "factors", chosen)  # plain numbers, whatever sequences and integers came
+        object.__setattr__(self, "batch", tuple(map(int, batch)))
+
+    def to_json(self) -> dict:
+        """Factors and batch as plain lists."""
+        return {"factors": [[list(f) for f in pipeline] for pipeline in self.factors], "batch": list(self.batch)}
+
+    @classmethod
+    def from_json(cls, space: DesignSpace, data: dict) -> Config:
+        """The inverse of :meth:`to_json`, for the same space."""
+        if not isinstance(data, dict) or not {"factors", "batch"} <= data.keys():
+            raise I2IError("design", expected="a dict with factors and batch, as to_json gives it", got=repr(data))
+        return cls(space, data["factors"], data["batch"])
+
+
+def _factors(pipeline: Pipeline, given: object) -> tuple[Factors, ...]:
+    """The factors of a pipeline's stages, as plain numbers."""
+    triples = tuple(map(several, several(given)))
+    if len(triples) != len(pipeline.stages):
+        expected = f"(cpf, kpf, h) for each of {len(pipeline.stages)} stages"
+        raise I2IError(f"factors of {pipeline.name}", expected=expected, got=f"{len(triples)} entries")
+    for stage, triple in zip(pipeline.stages, triples, strict=True):
+        most = largest(stage)
+        if len(triple) != 3 or not all(whole(f) and f <= m for f, m in zip(triple, most, strict=True)):
+            expected = "(cpf, kpf, h) as whole numbers from 1 to ({}, {}, {})".format(*most)
+            raise I2IError(f"factors of stage {stage.name}", expected=expected, got=triple)
+    return tuple(tuple(map(int, triple)) for triple in triples)
+
+
+def largest(stage: Stage) -> Factors:
+    """The largest (cpf, kpf, h) that a stage has work for."""
+    return stage.in_channels // stage.groups, stage.out_channels, stage.height
 
 
 def construct(graph: Graph, *, bits: int = 8, frequency_hz: float = 200e6) -> DesignSpace:
@@ -175,7 +231,7 @@ def construct(graph: Graph, *, bits: int = 8, frequency_hz: float = 200e6) -> De
         >>> stage.ops == 2 * stage.macs + 8 * 8 * 8 + 8 * 16 * 16, stage.upsample
         (True, 2)
     """
-    fusion = _Fusion(graph)
+    fusion = _Fusion(expect("graph", graph, Graph, "Analyse the network first."))
     for layer in graph.layers:
         fusion.take(layer)
     if not fusion.stages:
@@ -297,7 +353,10 @@ class _Fusion:
 
     def _light(self, layer: Layer, stage: Stage) -> Stage | None:
         size = layer.out_shape[1:]
-        if layer.kind == "upsample" and isinstance(layer.scale, int) and not stage.pool:
+        if layer.kind == "upsample" and not isinstance(layer.scale, int):
+            remedy = "Pool, or stride a convolution, to make maps smaller; leave other sizes to the host."
+            raise I2IError(layer.name, expected="an up-sampling by a whole number", got=layer.scale, remedy=remedy)
+        if layer.kind == "upsample" and not stage.pool:
             if stage.upsample > 1 and layer.in_shape[1:] == (stage.out_height, stage.out_width):  # one after another
                 return _handing(dataclasses.replace(stage, upsample=stage.upsample * layer.scale), size)
             if stage.upsample in (1, layer.scale):

@@ -7,24 +7,25 @@ factors ``cpf``, ``kpf``, ``h`` and ``arriving`` may be integers or integer arra
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import I2IError
-from .construct import DesignSpace, Stage
+from .arguments import expect, positive
+from .construct import Config, DesignSpace, Factors, Stage, largest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Integers = int | np.ndarray
-Factors = tuple[int, int, int]  # (cpf, kpf, h)
 
 CONV_DSP = 6  # control of a convolution
 LIGHT_DSP = 2  # control of an up-sampling or pooling stage
 LIGHT_CHANNELS = 32  # channels that such a stage reads at once
 MEMORY_WORD = 512  # bits of a word on the way from external memory
+ROUNDING = 1 + 1e-12  # sums of bandwidth and of shares may miss the number that they stand for
 
 # Depth of an 18-Kb block by the width that is asked of it (0 to 36 bits); a block is 1, 2, 4, 9, 18 or 36 bits wide.
 _DEPTH = np.array([16392] * 2 + [8192] + [4096] * 2 + [2048] * 5 + [1024] * 9 + [512] * 18)
@@ -92,7 +93,8 @@ def map_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: i
     """18-Kb block RAMs of one copy: the input buffer, and that of the up-sampling or pooling behind the stage.
 
     The input buffer holds the columns that a position needs and those of one step more, over all rows, or over each
-    partition's rows with their halo.
+    partition's rows with their halo. Of grouped convolutions it counts the channels of one group at once, which is too
+    few where ``kpf`` reaches over several groups.
 
     Args:
         stage: The stage.
@@ -182,28 +184,11 @@ class Budget:
 
     def __post_init__(self) -> None:
         for field in ("dsp", "bram", "bandwidth"):
-            if not getattr(self, field) > 0:
+            value = getattr(self, field)
+            if not positive(value) or (field != "bandwidth" and value == inf):
                 what, remedy = f"budget {self.name or field}", "Even the smallest design needs some of each."
-                raise I2IError(what, expected=f"more than 0 {field}", got=getattr(self, field), remedy=remedy)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """A design: factors of every stage, and how many copies of each pipeline."""
-
-    space: DesignSpace
-    factors: tuple[tuple[Factors, ...], ...]  # (cpf, kpf, h) by pipeline and stage
-    batch: tuple[int, ...]  # copies by pipeline
-
-    def to_json(self) -> dict:
-        """Factors and batch as plain lists."""
-        return {"factors": [[list(f) for f in pipeline] for pipeline in self.factors], "batch": list(self.batch)}
-
-    @classmethod
-    def from_json(cls, space: DesignSpace, data: dict) -> Config:
-        """The inverse of :meth:`to_json`, for the same space."""
-        factors = tuple(tuple(tuple(f) for f in pipeline) for pipeline in data["factors"])
-        return cls(space, factors, tuple(data["batch"]))
+                expected = f"a finite number of {field}" if positive(value) else f"more than 0 {field}"
+                raise I2IError(what, expected=expected, got=repr(value), remedy=remedy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +248,9 @@ class Evaluation:
 
     def fits(self, budget: Budget) -> bool:
         """Whether DSPs, block RAMs and bandwidth all stay within the budget."""
-        return self.dsp <= budget.dsp and self.bram <= budget.bram and self.bandwidth <= budget.bandwidth
+        expect("budget", budget, Budget)
+        bandwidth = budget.bandwidth * ROUNDING
+        return self.dsp <= budget.dsp and self.bram <= budget.bram and self.bandwidth <= bandwidth
 
     def table(self) -> pd.DataFrame:
         """One row a branch, and one for the design."""
@@ -299,10 +286,9 @@ def evaluate(config: Config) -> Evaluation:
         efficiency divides by all DSPs, control included, at 4 (8 bits) or 2 (16 bits) operations a cycle.
 
     Raises:
-        I2IError: If factors or batch do not belong to the space, or a factor exceeds what a stage has.
+        I2IError: If it is none.
     """
-    space = config.space
-    _check(config)
+    space = expect("config", config, Config, "Of a search, that is its .config.").space
     branches = []
     for p, pipeline in enumerate(space.pipelines):
         batch, factors = config.batch[p], config.factors[p]
@@ -338,34 +324,7 @@ def operations_per_dsp(bits: int) -> int:
     return 4 if bits == 8 else 2
 
 
-def _check(config: Config) -> None:
-    pipelines = config.space.pipelines
-    for what, given in (("factors", config.factors), ("batch", config.batch)):
-        if len(given) != len(pipelines):
-            raise I2IError(what, expected=f"one entry for each of {len(pipelines)} pipelines", got=len(given))
-    for pipeline, factors, batch in zip(pipelines, config.factors, config.batch, strict=True):
-        if not _counts(batch):
-            raise I2IError(f"batch of {pipeline.name}", expected="a whole number from 1", got=batch)
-        if len(factors) != len(pipeline.stages):
-            expected = f"(cpf, kpf, h) for each of {len(pipeline.stages)} stages"
-            raise I2IError(f"factors of {pipeline.name}", expected=expected, got=f"{len(factors)} entries")
-        for stage, triple in zip(pipeline.stages, factors, strict=True):
-            most = largest(stage)
-            if len(triple) != 3 or not all(_counts(f) and f <= m for f, m in zip(triple, most, strict=True)):
-                expected = "(cpf, kpf, h) as whole numbers from 1 to ({}, {}, {})".format(*most)
-                raise I2IError(f"factors of stage {stage.name}", expected=expected, got=tuple(triple))
-
-
-def largest(stage: Stage) -> Factors:
-    """The largest (cpf, kpf, h) that a stage has work for."""
-    return stage.in_channels // stage.groups, stage.out_channels, stage.height
-
-
-def _counts(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
-
-
-__all__: Sequence[str] = [
-    "BranchResult", "Budget", "Config", "Evaluation", "arriving", "blocks", "control", "cycles", "evaluate", "largest",
-    "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic", "weight_buffers",
+__all__ = [
+    "BranchResult", "Budget", "Config", "Evaluation", "Factors", "arriving", "blocks", "control", "cycles", "evaluate",
+    "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic", "weight_buffers",
 ]  # fmt: skip

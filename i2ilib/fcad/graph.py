@@ -30,7 +30,7 @@ class Layer:
     in_shape: Shape  # of the first input
     out_shape: Shape
     kernel: tuple[int, int] = (1, 1)  # of a linear layer behind a map: the whole map
-    stride: int = 1
+    stride: int = 1  # of a pooling: along columns
     groups: int = 1
     dilation: int = 1
     scale: float = 1  # of an up-sampling, and of a shuffle
@@ -276,7 +276,7 @@ class Builder:
         elif op.kind in ("upsample", "shuffle"):
             layer = dataclasses.replace(layer, scale=_scale(layer))
         elif op.kind == "pool":
-            layer = dataclasses.replace(layer, kernel=op.kernel, stride=_one(op.stride, op.name, "stride"))
+            layer = dataclasses.replace(layer, kernel=op.kernel, stride=op.stride[1])
         name = layer.name
         number = 2
         while layer.name in self.layers or layer.name in self.inputs:
@@ -343,6 +343,11 @@ def frame(shape: tuple[int, ...]) -> Shape:
         rest = [rest[0], math.prod(rest[1:-1]), rest[-1]]
     channels, height, width = [*rest, 1, 1][:3]
     return channels, height, width
+
+
+def reason(error: Exception) -> str:
+    """The first line of what another library has to say."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def unknown(name: str, operator: str) -> I2IError:

@@ -26,13 +26,13 @@ import numpy as np
 
 from ..errors import I2IError
 from . import cost
+from .arguments import batches
 from .construct import DesignSpace, Stage
-from .cost import Budget, Config, Factors
+from .cost import ROUNDING, Budget, Config, Factors
 
 LIMIT = 64  # largest cpf and kpf
 RATIO = 2  # cpf is at most that many times kpf while kpf can grow
 WIDTHS = 1 << np.arange(LIMIT.bit_length())  # what a source may write at once: kpf of any stage
-ROUNDING = 1 + 1e-12  # a share times a budget may fall short of the whole number it came from
 
 
 def factors(pf: float, stage: Stage, bits: int, *, partition: bool = True) -> Factors:
@@ -289,18 +289,6 @@ def smallest(space: DesignSpace, batch: tuple[int, ...]) -> Config:
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
-
-
-def batches(given: Sequence[int] | None, branches: int) -> tuple[int, ...]:
-    batch = (1,) * branches if given is None else tuple(given)
-    if len(batch) != branches or not all(counts(value) for value in batch):
-        expected = f"{branches} whole numbers from 1, one for each branch"
-        raise I2IError("batch_sizes", expected=expected, got=given, remedy="Give the copies of each branch's pipeline.")
-    return tuple(map(int, batch))
-
-
-def counts(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
 
 
 def finite(budget: Budget) -> Budget:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import I2IError, IntegrityError
 from ..runtime import require
-from .graph import Builder, Graph, Operator, unknown
+from .graph import Builder, Graph, Operator, reason, unknown
 
 ACTIVATIONS = {
     "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid",
@@ -35,8 +35,7 @@ def read(path: Path) -> Graph:
         del model.graph.value_info[:]  # where they keep the batch's symbol, inference would keep it too
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:  # a foreign file can fail anywhere
-        got = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise IntegrityError(str(path), expected="a readable ONNX file", got=got) from None
+        raise IntegrityError(str(path), expected="a readable ONNX file", got=reason(error)) from None
     return _Reader(onnx, graph, str(path)).graph()
 
 

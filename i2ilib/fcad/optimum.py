@@ -33,9 +33,10 @@ import numpy as np
 from ..errors import I2IError
 from . import cost
 from .construct import DesignSpace
-from .cost import Budget, Config
-from .ladder import ROUNDING, Designs, Ladder, level_exponent, log2, smallest, splits, triples
+from .cost import ROUNDING, Budget, Config
+from .ladder import Designs, Ladder, level_exponent, log2, smallest, splits, triples
 from .merging import Forest
+from .platforms import platform
 from .search import SearchResult, check_arguments, fitness, nothing_fits, rows_of, search
 
 FACTORS = ("paper", "powers")
@@ -48,23 +49,21 @@ class Optimum(SearchResult):
 
     combinations: int  # of the branches' frame rates
     feasible: int | None  # of them, those with a design that fits; None where only those that would win were tried
-    complete: (
-        bool  # whether all were visited; else those whose best possible fitness is too low were cut off, uncounted
-    )
+    complete: bool  # all were visited; else those whose best possible fitness is too low were cut off, uncounted
 
 
 def optimum(
-    space: DesignSpace, budget: Budget, priorities: Sequence[float] | None = None,
+    space: DesignSpace, budget: Budget | str, priorities: Sequence[float] | None = None,
     batch_sizes: Sequence[int] | None = None, *, alpha: float = 0.1, factors: str = "paper",
 ) -> Optimum:  # fmt: skip
     """The design of the largest fitness, by enumeration of every combination of frame rates.
 
     Args:
         space: Pipelines, precision and clock.
-        budget: DSPs, 18-Kb block RAMs and bit/s of the whole design.
+        budget: DSPs, 18-Kb block RAMs and bit/s of the whole design, or the name of a platform.
         priorities: Weight of each branch's frame rate, at least 0; 1 each by default.
         batch_sizes: Copies of each branch; 1 each by default.
-        alpha: Weight of the variance of the frame rates, at least 0.
+        alpha: Weight of the variance of the frame rates, at least 0, in 1/FPS.
         factors: "paper", what the search chooses from, or "powers", all factors that are powers of two and divide the
             channels. If both give the same fitness, ``GetPF``'s choice of factors costs nothing.
 
@@ -75,6 +74,7 @@ def optimum(
     Raises:
         I2IError: If an argument is unusable, nothing fits, or the branches are too many to combine.
     """
+    budget = platform(budget)
     priorities, batch = check_arguments(space, budget, priorities, batch_sizes, alpha)
     if factors not in FACTORS:
         raise I2IError("factors", expected=" or ".join(map(repr, FACTORS)), got=repr(factors))

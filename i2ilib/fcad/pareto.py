@@ -21,8 +21,10 @@ import numpy as np
 
 from ..errors import I2IError
 from . import cost
+from .arguments import batches, expect
 from .construct import DesignSpace
 from .merging import FACTORS, Forest, Front
+from .platforms import platform
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +91,7 @@ def _front(forest: Forest, bounds: dict[int, int], cap: cost.Budget | None, band
 
 def fastest(
     space: DesignSpace,
-    budget: cost.Budget,
+    budget: cost.Budget | str,
     batch_sizes: Sequence[int] | None = None,
     *,
     factors: str = "integers",
@@ -104,7 +106,7 @@ def fastest(
 
     Args:
         space: The design space.
-        budget: DSPs, 18-Kb block RAMs, bit/s.
+        budget: DSPs, 18-Kb block RAMs, bit/s, or the name of a platform.
         batch_sizes: Copies of each pipeline; one of each if None.
         factors: "powers", "rows" or "integers".
         objective: "slowest", the lowest frame rate of the branches, or "pairs", moments per second: the lowest of
@@ -120,6 +122,7 @@ def fastest(
     """
     if objective not in OBJECTIVES:
         raise I2IError("objective", expected=f"one of {OBJECTIVES}", got=objective)
+    budget = platform(budget)
     batch = _checked(space, batch_sizes, factors, source_kpf)
     forest = Forest(space, batch, factors, None, source_kpf)
     # The time between frames, in units that make it a whole number for every pipeline.
@@ -146,12 +149,11 @@ def fastest(
         middle = (low + high) // 2
         low, high = (low, middle) if works(middle) else (middle, high)
     best = found[high]
-    fits = np.flatnonzero(best.bandwidth <= budget.bandwidth * _ROUND)
+    fits = np.flatnonzero(best.bandwidth <= budget.bandwidth * cost.ROUNDING)
     use = best.dsp[fits] / budget.dsp + best.bram[fits] / budget.bram
     return best.config(int(fits[use.argmin()]))
 
 
-_ROUND = 1 + 1e-12  # sums of bandwidth are floats
 _MIXES = (1 / 8, 1 / 4, 1 / 2, 1 / 1.4, 1, 1.4, 2, 4, 8)  # weights of block RAMs against DSPs in bounds on their sum
 
 
@@ -175,7 +177,7 @@ class _Hunt:
 
     def __init__(self, forest: Forest, budget: cost.Budget):
         self.forest = forest
-        self.cap = np.array([budget.dsp, budget.bram, budget.bandwidth * _ROUND])
+        self.cap = np.array([budget.dsp, budget.bram, budget.bandwidth * cost.ROUNDING])
         self.weights = {2: 1 / self.cap[:2], 3: 1 / self.cap}
 
     def fitting(self, bounds: dict[int, int]) -> Front | None:
@@ -266,16 +268,12 @@ def _too_small(forest: Forest, budget: cost.Budget) -> _Unfit:
 def _checked(
     space: DesignSpace, batch_sizes: Sequence[int] | None, factors: str, source_kpf: int | None = None
 ) -> tuple[int, ...]:
+    expect("space", space, DesignSpace, "Construct it from a graph.")
     if factors not in FACTORS:
         raise I2IError("factors", expected=f"one of {FACTORS}", got=factors)
     if source_kpf is not None and source_kpf < 1:
         raise I2IError("source_kpf", expected="at least 1 channel, or None", got=source_kpf)
-    batch = (1,) * len(space.pipelines) if batch_sizes is None else tuple(batch_sizes)
-    whole = all(isinstance(size, int | np.integer) and size >= 1 for size in batch)
-    if len(batch) != len(space.pipelines) or not whole:
-        expected = f"a whole number from 1 for each of {len(space.pipelines)} pipelines"
-        raise I2IError("batch_sizes", expected=expected, got=batch)
-    return tuple(int(size) for size in batch)
+    return batches(batch_sizes, len(space.pipelines))
 
 
 # --- tables and curves -----------------------------------------------------------------------------------------------
@@ -290,11 +288,13 @@ def value(config: cost.Config, objective: str = "slowest") -> float:
 
 
 def dsp_bound(
-    space: DesignSpace, budget: cost.Budget, batch_sizes: Sequence[int] | None = None, *, objective: str = "slowest"
-) -> float:
+    space: DesignSpace, budget: cost.Budget | str, batch_sizes: Sequence[int] | None = None, *,
+    objective: str = "slowest",
+) -> float:  # fmt: skip
     """What no design can exceed: the objective if every DSP but those of control multiplied in every cycle."""
     if objective not in OBJECTIVES:
         raise I2IError("objective", expected=f"one of {OBJECTIVES}", got=objective)
+    budget = platform(budget)
     batch = _checked(space, batch_sizes, "integers")
     control = sum(cost.control(stage) for pipeline in space.pipelines for stage in pipeline.stages)
     images = batch if objective == "pairs" else (1,) * len(batch)
@@ -303,7 +303,7 @@ def dsp_bound(
     return max(0.0, (budget.dsp - control) * rate / work)
 
 
-def headroom(space: DesignSpace, budget: cost.Budget, batch_sizes: Sequence[int] | None = None) -> pd.DataFrame:
+def headroom(space: DesignSpace, budget: cost.Budget | str, batch_sizes: Sequence[int] | None = None) -> pd.DataFrame:
     """The largest objective in each set of factors, and the bound that DSPs alone set; one row for each objective."""
     import pandas as pd
 
@@ -375,7 +375,7 @@ def _at_rate(space: DesignSpace, rate: float, batch_sizes: Sequence[int] | None,
 
 def refresh(
     space: DesignSpace,
-    budget: cost.Budget,
+    budget: cost.Budget | str,
     batch_sizes: Sequence[int] | None = None,
     *,
     rates: Sequence[float] = (90, 120),
@@ -385,7 +385,7 @@ def refresh(
 
     Args:
         space: The design space.
-        budget: What the platform gives.
+        budget: What the platform gives, or its name.
         batch_sizes: Copies of each pipeline, which are the images of one moment; one of each if None.
         rates: Refresh rates in Hz, a stereo pair each.
         factors: Sets of factors, one row each per rate.
@@ -397,6 +397,7 @@ def refresh(
     """
     import pandas as pd
 
+    budget = platform(budget)
     rows = {}
     for kind in factors:
         try:

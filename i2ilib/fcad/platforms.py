@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..errors import I2IError
+from .arguments import expect, whole
 from .cost import Budget
 
 PLATFORMS: dict[str, Budget] = {
@@ -19,6 +20,24 @@ PLATFORMS: dict[str, Budget] = {
         Budget(5952, 2688, 2528e9, name="U50"),
     )
 }
+
+
+def platform(budget: Budget | str) -> Budget:
+    """A budget, or that of a platform by name.
+
+    Raises:
+        I2IError: If it is neither.
+
+    Example:
+        >>> platform("Z7045").dsp
+        900
+    """
+    if isinstance(budget, str):
+        if budget not in PLATFORMS:
+            raise I2IError("budget", expected=f"a Budget, or one of {', '.join(PLATFORMS)}", got=repr(budget))
+        return PLATFORMS[budget]
+    return expect("budget", budget, Budget, "Give Budget(dsp, bram), or the name of a platform.")
+
 
 BLOCK_BITS = 18 * 1024
 
@@ -44,5 +63,8 @@ def asic(*, macs: int, buffer_bytes: int, bandwidth: float = 102.4e9, bits: int 
         Budget(dsp=2048, bram=910, bandwidth=102400000000.0, name='ASIC')
     """
     if bits not in (8, 16):
-        raise I2IError("bits", expected="8 or 16", got=bits)
+        raise I2IError("bits", expected="8 or 16", got=repr(bits))
+    for what, value in (("macs", macs), ("buffer_bytes", buffer_bytes)):
+        if not whole(value):
+            raise I2IError(what, expected="a whole number from 1", got=repr(value))
     return Budget(macs * bits // 16, buffer_bytes * 8 // BLOCK_BITS, bandwidth, name)

@@ -7,16 +7,17 @@ Algorithm 2 (``ladder``), looked up for the whole population at once.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..errors import I2IError
 from . import cost
+from .arguments import batches, expect, one_each, weight, whole
 from .construct import DesignSpace
-from .cost import Budget, Config, Evaluation
-from .ladder import ROUNDING, Ladder, at_level, batches, counts, factors, finite, in_branch, log2, smallest, triples
+from .cost import ROUNDING, Budget, Config, Evaluation
+from .ladder import Ladder, at_level, factors, finite, in_branch, log2, smallest, triples
+from .platforms import platform
 
 __all__ = ["SearchResult", "at_level", "factors", "fitness", "in_branch", "search"]
 
@@ -62,7 +63,7 @@ def fitness(fps: np.ndarray, priorities: Sequence[float] | None = None, alpha: f
 
 
 def search(
-    space: DesignSpace, budget: Budget, priorities: Sequence[float] | None = None,
+    space: DesignSpace, budget: Budget | str, priorities: Sequence[float] | None = None,
     batch_sizes: Sequence[int] | None = None, *,
     n: int = 20, p: int = 200, seed: int = 0, alpha: float = 0.1, evolve: str = "repair",
 ) -> SearchResult:  # fmt: skip
@@ -70,13 +71,14 @@ def search(
 
     Args:
         space: Pipelines, precision and clock.
-        budget: DSPs, 18-Kb block RAMs and bit/s of the whole design.
+        budget: DSPs, 18-Kb block RAMs and bit/s of the whole design, or the name of a platform.
         priorities: Weight of each branch's frame rate, at least 0; 1 each by default.
         batch_sizes: Copies of each branch; 1 each by default.
         n: Iterations.
         p: Candidates.
         seed: Of the random numbers.
-        alpha: Weight of the variance of the frame rates, at least 0.
+        alpha: Weight of the variance of the frame rates, at least 0, in 1/FPS: 0.1 suits rates of some hundred FPS.
+            With ten times the rates, take a tenth, or the variance outweighs all else.
         evolve: How candidates move. "paper": each share by random parts, U(0, 2), of the ways to the candidate's own
             best shares and to the global best ones. "repair": a candidate starts from what a design really *uses*, its
             own best, the global best or the smallest there is, releases random parts of a tenth of its shares, and
@@ -91,11 +93,12 @@ def search(
         I2IError: If an argument is unusable, or nothing fits: then it names what is short and what the smallest design
             needs.
     """
-    branches = len(space.pipelines)
+    budget = platform(budget)
     priorities, batch = check_arguments(space, budget, priorities, batch_sizes, alpha)
-    for name, value in (("n", n), ("p", p)):
-        if not counts(value):
-            raise I2IError(name, expected="a whole number from 1", got=value)
+    branches = len(batch)
+    for name, value, least in (("n", n, 1), ("p", p, 1), ("seed", seed, 0)):
+        if not whole(value, least):
+            raise I2IError(name, expected=f"a whole number from {least}", got=repr(value))
     if evolve not in EVOLUTIONS:
         raise I2IError("evolve", expected=" or ".join(map(repr, EVOLUTIONS)), got=repr(evolve))
     ladders = [Ladder(space, index, batch[index], budget.bandwidth) for index in range(branches)]
@@ -207,19 +210,13 @@ def check_arguments(
     alpha: float,
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:  # fmt: skip
     """Priorities and batch sizes, one for each branch; bad ones and a bad budget or ``alpha`` raise I2IError."""
-    branches = len(space.pipelines)
-    if not 0 <= alpha < math.inf:
-        raise I2IError("alpha", expected="a finite weight, at least 0", got=alpha)
+    branches = len(expect("space", space, DesignSpace, "Construct it from a graph.").pipelines)
+    if not weight(alpha):
+        raise I2IError("alpha", expected="a finite weight, at least 0", got=repr(alpha))
     finite(budget)
-    return _priorities(priorities, branches), batches(batch_sizes, branches)
-
-
-def _priorities(given: Sequence[float] | None, branches: int) -> tuple[float, ...]:
-    priorities = (1.0,) * branches if given is None else tuple(given)
-    if len(priorities) != branches or not all(0 <= value < math.inf for value in priorities):
-        expected = f"{branches} finite weights, one for each branch, at least 0"
-        raise I2IError("priorities", expected=expected, got=given, remedy="Give 1 each to treat branches alike.")
-    return priorities
+    remedy = "Give 1 each to treat branches alike."
+    priorities = one_each("priorities", priorities, branches, weight, "finite weights from 0", remedy)
+    return tuple(map(float, priorities)), batches(batch_sizes, branches)
 
 
 def nothing_fits(budget: Budget, least: Evaluation, n: int = 0, p: int = 0) -> I2IError:

@@ -39,12 +39,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import I2IError
+from .arguments import expect, positive, whole
+from .construct import Config, DesignSpace, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from .construct import DesignSpace, Stage
-    from .cost import Config
 
 DEPTH = 8  # cycles from an operand to a written result without the adder tree: our assumption for a DSP data path
 WRITE_CHANNELS = 32  # of one pixel, that an up-sampling or pooling stage writes in a cycle
@@ -302,7 +301,7 @@ class _Plant:
         self.bits, self.depth, self.keep = space.bits, depth, keep
         self.units: list[_Unit] = []  # each after those that feed it
         self.stages: dict[tuple[int, int], tuple[_Unit, _Unit | None]] = {}  # convolution, and up-sampling if any
-        self.outputs: dict[int, _Unit] = {}  # by pipeline: what sends the branch's output
+        self.outputs: dict[int, list[_Unit]] = {}  # by pipeline: what sends the branch's output, the last stage's first
         self.images: dict[int, int] = {}  # by pipeline: in a frame of all copies
         self._stored: dict[int, _Unit] = {}  # by writer: what puts its map into external memory
         for p in space.order:
@@ -312,7 +311,8 @@ class _Plant:
             for s, (stage, factors) in enumerate(zip(pipeline.stages, config.factors[p], strict=True)):
                 feeds = self._feeds(space, stage, images)
                 self.stages[p, s] = self._stage(stage, factors, turns, feeds)
-            self.outputs[p] = self._leave(stage, self.stages[p, s], images)
+            ends = [len(pipeline.stages) - 1, *(s for q, s in _loose(space) if q == p)]
+            self.outputs[p] = [self._leave(pipeline.stages[s], self.stages[p, s], images) for s in ends]
         for _, p, s in space.taps:
             self._leave(space.pipelines[p].stages[s], self.stages[p, s], self.images[p])
 
@@ -439,7 +439,7 @@ class _Memory:
 
 def _run(plant: _Plant, frames: int, memory: _Memory) -> tuple[int, int]:
     """Play events until every branch has sent its frames; returns the first and the last cycle of the window."""
-    units, outputs = plant.units, list(plant.outputs.values())
+    units, outputs = plant.units, [unit for ends in plant.outputs.values() for unit in ends]
     events: list[tuple[int, int, int]] = []  # (cycle, kind, unit)
     begun: int | None = None
     now, woken = 0, set(range(len(units)))
@@ -553,19 +553,19 @@ def simulate(
         its full buffers hold up the shared stages, and those feed the others.
 
     Raises:
-        I2IError: If an argument is out of range, factors do not fit the space, branches that share stages start from
-            different batches, or the design cannot move (two ways to a join that differ by more than buffers hold).
+        I2IError: If an argument is out of range, branches that share stages start from different batches, or the design
+            cannot move (two ways to a join that differ by more than buffers hold).
     """
-    if not (isinstance(frames, int) and frames >= 2):
-        raise I2IError("frames", expected="a whole number from 2", got=frames, remedy="The first frame is latency.")
-    if not bandwidth > 0:
-        raise I2IError("bandwidth", expected="bit/s above 0", got=bandwidth)
+    space = expect("config", config, Config, "Of a search, that is its .config.").space
+    _check(space, config.batch)
+    if not whole(frames, 2):
+        raise I2IError("frames", expected="a whole number from 2", got=repr(frames), remedy="The first is latency.")
+    if not positive(bandwidth):
+        raise I2IError("bandwidth", expected="bit/s above 0", got=repr(bandwidth))
     if arbitration not in ("fair", "in order"):
         raise I2IError("arbitration", expected="'fair' or 'in order'", got=repr(arbitration))
-    if not (isinstance(depth, int) and depth >= 0):
-        raise I2IError("depth", expected="a whole number of cycles from 0", got=depth)
-    space = config.space
-    _check(config)
+    if not whole(depth, 0):
+        raise I2IError("depth", expected="a whole number of cycles from 0", got=repr(depth))
     plant = _Plant(config, depth, keep_weights)
     begun, ended = _run(plant, frames, _Memory(bandwidth / space.frequency_hz, arbitration == "fair"))
 
@@ -600,8 +600,9 @@ def _stage_activity(config: Config, key: tuple[int, int], unit: _Unit, plant: _P
 
 
 def _branch_activity(space: DesignSpace, p: int, plant: _Plant) -> BranchActivity:
-    output, images = plant.outputs[p], plant.images[p]
-    done = np.array(output.finished, np.int64)
+    outputs, images = plant.outputs[p], plant.images[p]
+    whole_frames = min(len(unit.finished) for unit in outputs)
+    done = np.max([unit.finished[:whole_frames] for unit in outputs], axis=0).astype(np.int64)
     steady = done[1:] if len(done) > 2 else done
     interval = float(steady[-1] - steady[0]) / (len(steady) - 1)
     stages = [plant.stages[key][0] for key in _ancestors(space, p)]
@@ -610,17 +611,27 @@ def _branch_activity(space: DesignSpace, p: int, plant: _Plant) -> BranchActivit
         images=images,
         fps=images * space.frequency_hz / interval,
         interval_cycles=interval,
-        first_column_cycles=output.ends[0],
-        initial_latency_cycles=output.finished[0],
+        first_column_cycles=max(unit.ends[0] for unit in outputs),
+        initial_latency_cycles=int(done[0]),
         layer_by_layer_cycles=sum(u.columns // len(u.cycles) * u.tiles * sum(u.cycles) for u in stages),
         finished=done,
     )
 
 
+def _loose(space: DesignSpace) -> list[tuple[int, int]]:
+    """Stages that no other reads, without the last of each pipeline: parts of an output that concatenates several."""
+    read = {source for pipeline in space.pipelines for stage in pipeline.stages for source in stage.sources}
+    earlier = [(p, s) for p, pipeline in enumerate(space.pipelines) for s in range(len(pipeline.stages) - 1)]
+    return [key for key in earlier if key not in read]
+
+
 def _ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
     """The stages that a branch's output depends on."""
     found: set[tuple[int, int]] = set()
-    todo = [(pipeline, len(space.pipelines[pipeline].stages) - 1)]
+    todo = [
+        (pipeline, len(space.pipelines[pipeline].stages) - 1),
+        *(key for key in _loose(space) if key[0] == pipeline),
+    ]
     while todo:
         key = todo.pop()
         if key not in found:
@@ -629,23 +640,10 @@ def _ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
     return found
 
 
-def _check(config: Config) -> None:
-    """Factors and batch must belong to the space."""
-    pipelines = config.space.pipelines
-    for what, given in (("factors", config.factors), ("batch", config.batch)):
-        if len(given) != len(pipelines):
-            raise I2IError(what, expected=f"one entry for each of {len(pipelines)} pipelines", got=len(given))
-    for p, pipeline in enumerate(pipelines):
-        if not config.batch[p] >= 1:
-            raise I2IError(f"batch of {pipeline.name}", expected="a whole number from 1", got=config.batch[p])
-        if len(config.factors[p]) != len(pipeline.stages):
-            expected = f"(cpf, kpf, h) for each of {len(pipeline.stages)} stages"
-            raise I2IError(f"factors of {pipeline.name}", expected=expected, got=f"{len(config.factors[p])} entries")
-        for stage, factors in zip(pipeline.stages, config.factors[p], strict=True):
-            if len(factors) != 3 or min(factors) < 1 or factors[2] > stage.height:
-                expected = f"(cpf, kpf, h) from 1, h at most {stage.height} rows"
-                raise I2IError(f"factors of stage {stage.name}", expected=expected, got=factors)
-        feeding = [config.batch[f] for f in sorted(config.space.shared_from(p))]
+def _check(space: DesignSpace, batch: tuple[int, ...]) -> None:
+    """Pipelines that feed the same one must start together."""
+    for p, pipeline in enumerate(space.pipelines):
+        feeding = [batch[f] for f in sorted(space.shared_from(p))]
         if len(set(feeding)) > 1:
             expected = "the branches that feed it to have one batch size"
             raise I2IError(f"batch of {pipeline.name}", expected=expected, got=feeding)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import I2IError
 from ..runtime import quiet
-from .graph import Builder, Graph, Operator, unknown
+from .arguments import kind_of
+from .graph import Builder, Graph, Operator, reason, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -39,11 +40,14 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     from torch.utils import _pytree
 
     if not isinstance(model, nn.Module):
-        raise I2IError("model", expected="a PyTorch module or the path of an ONNX file", got=type(model).__name__)
-    if example_inputs is None:
-        raise I2IError("example_inputs", expected="the inputs of a module", got="none", remedy="Only shapes count.")
+        raise I2IError("model", expected="a PyTorch module or the path of an ONNX file", got=kind_of(model))
+    if not isinstance(example_inputs, torch.Tensor | tuple | list | Mapping):
+        expected = "a tensor, a tuple of them, or a dict of keyword arguments"
+        raise I2IError("example_inputs", expected=expected, got=kind_of(example_inputs), remedy="Only shapes count.")
     device = next((parameter.device for parameter in model.parameters()), None)  # the meta device, too
-    example_inputs = _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), example_inputs)
+    example_inputs = _pytree.tree_map_only(
+        torch.Tensor, lambda tensor: torch.zeros_like(tensor, device=device), example_inputs
+    )
     keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
     positional = () if keywords else example_inputs
     positional = (positional,) if isinstance(positional, torch.Tensor) else tuple(positional)
@@ -53,7 +57,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
         except I2IError:
             raise
         except Exception as error:  # whatever PyTorch meets
-            got = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            got = f"{type(error).__name__}: {reason(error)}"
             remedy = "Python that depends on values cannot be traced; the shapes must be ones that the model takes."
             expected = "a module that PyTorch exports"
             raise I2IError(type(model).__name__, expected=expected, got=got, remedy=remedy) from None
