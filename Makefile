@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
+# two processes of one thread each: most tests are too small to keep two threads busy
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 900 --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 .PHONY: setup run test test-library test-notebooks lab bench book notebooks lint clean
@@ -22,10 +24,10 @@ run: setup  ## the main job: train, quantise, matte the sample clip; tables and 
 test: test-library test-notebooks
 
 test-library: setup
-	$(BIN)/python -m pytest --durations 10
+	$(PYTEST)
 
 test-notebooks: setup
-	I2I_PRESET=$${I2I_PRESET:-smoke} $(BIN)/python -m pytest $(NBVAL) --durations 10 notebooks
+	I2I_PRESET=$${I2I_PRESET:-smoke} $(PYTEST) $(NBVAL) notebooks
 
 lab: setup  ## JupyterLab
 	cd notebooks && ../$(BIN)/jupyter lab

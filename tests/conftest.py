@@ -3,11 +3,14 @@
 import os
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
 os.environ.setdefault("I2I_PRESET", "smoke")
+
+collect_ignore = ["standins"]  # no tests: modules that stand in for libraries, for whom the test chooses
 
 REFERENCE = Path(__file__).resolve().parents[2] / "shared"
 
@@ -18,6 +21,13 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"reference data not beside this checkout: shared/{name}")
     return path
+
+
+@pytest.fixture(autouse=True)
+def own_style():
+    """What a test changes of Matplotlib's settings ends with it."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture(scope="session")
