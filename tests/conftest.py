@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,10 +24,11 @@ def shared(name: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def own_style():
-    """What a test changes of Matplotlib's settings ends with it."""
-    with matplotlib.rc_context():
+def own_figures():
+    """A test's figures, and what it changes of Matplotlib's settings, end with it."""
+    with plt.rc_context():
         yield
+    plt.close("all")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """What the figures show is what they were given: every value, its origin, and what nobody measured."""
 
 import pytest
-from matplotlib import pyplot as plt
 
 from i2ilib import I2IError
 from i2ilib.deploy.energy import Energy
@@ -16,12 +15,6 @@ ROWS = [
     Row("model", "modelled", 400.0, 20.0),
     Row("card", "paper", 394.0, 23.1, joules=0.07),
 ]
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def texts(ax):

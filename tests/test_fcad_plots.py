@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from fcad_decoder import decoder_space
-from matplotlib import pyplot as plt
 from matplotlib.patches import PathPatch, Rectangle
 
 from i2ilib import I2IError
@@ -26,12 +25,6 @@ CASE_1 = Config(
     SPACE, tuple(tuple(tuple(map(int, part.split("x"))) for part in row.split()) for row in ROWS), (1, 2, 2)
 )
 Z7045 = Budget(900, 1090, name="Z7045")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 def texts(ax):

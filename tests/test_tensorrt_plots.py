@@ -1,6 +1,5 @@
 """Figures of engine files: what is drawn is what the data say."""
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
 
@@ -11,12 +10,6 @@ from i2ilib.plots.tensorrt import precision_figure, qdq_graph, speedups
 from i2ilib.quant import quantise
 
 onnx = pytest.importorskip("onnx")
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
 
 
 @pytest.fixture(scope="module")

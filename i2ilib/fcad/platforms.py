@@ -13,7 +13,8 @@ PLATFORMS: dict[str, Budget] = {
         Budget(900, 1090, name="Z7045"),
         Budget(1590, 1592, name="ZU17EG"),
         Budget(2520, 1824, name="ZU9CG"),
-        # AMD DS890 (UltraScale), XCKU115: 5520 DSP slices, 2160 blocks of 36 Kb; with one 64-bit DDR4-2400 channel.
+        # AMD DS890 (UltraScale), XCKU115: 5520 DSP slices, 2160 blocks of 36 Kb; the paper names no
+        # board, so one 64-bit DDR4-2400 channel is assumed.
         Budget(5520, 4320, 153.6e9, name="KU115"),
         # AMD DS965, Alveo U50: 5952 DSP slices, 1344 blocks of 36 Kb, HBM2 of 316 GB/s at its peak. Its 640 UltraRAM
         # blocks are left out: the model knows block RAM only.
