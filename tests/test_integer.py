@@ -6,13 +6,15 @@ import weakref
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import fx, nn
 from torch.nn import functional as F
 
 from i2ilib import I2IError
 from i2ilib.models import Generator, SRUNet, UNet, reparametrise
 from i2ilib.quant import graph as g
-from i2ilib.quant import integer, quantise
+from i2ilib.quant import integer, quantise, with_positions
 
 SLOPE = 26 / 256
 
@@ -97,8 +99,19 @@ def spread(quantised, seed):
     )
 
 
+@pytest.fixture(params=["int8 products", "float32 products"])
+def arithmetic(request, monkeypatch):
+    """Both arithmetics, whichever this machine would choose."""
+    eight = request.param == "int8 products"
+    if eight and not integer.int8_exact():
+        pytest.skip("int8 products saturate on this processor")
+    monkeypatch.setattr(integer, "int8_pays", lambda: eight)
+
+
+@pytest.mark.parametrize("few", [0, 10**6], ids=["as convolutions", "as matrix products"])
 @pytest.mark.parametrize("case", DIRECT, ids=str)
-def test_convolution_of_any_geometry(case):
+def test_convolution_of_any_geometry(case, few, arithmetic, monkeypatch):
+    monkeypatch.setattr(integer, "FEW", few)
     ci, co, kernel, stride, padding, dilation, groups, bias = case
     torch.manual_seed(1)
     conv = nn.Conv2d(ci, co, kernel, stride, padding, dilation, groups, bias)
@@ -108,8 +121,10 @@ def test_convolution_of_any_geometry(case):
         agree(spread(quantised, seed), x)
 
 
+@pytest.mark.parametrize("few", [0, 10**6], ids=["as convolutions", "as matrix products"])
 @pytest.mark.parametrize("case", TRANSPOSED, ids=str)
-def test_transposed_convolution_of_any_geometry(case):
+def test_transposed_convolution_of_any_geometry(case, few, arithmetic, monkeypatch):
+    monkeypatch.setattr(integer, "FEW", few)
     ci, co, kernel, stride, padding, output_padding, bias = case
     torch.manual_seed(1)
     conv = nn.ConvTranspose2d(ci, co, kernel, stride, padding, output_padding, bias=bias)
@@ -198,19 +213,73 @@ def test_sums_that_could_overflow_are_refused():
         )
 
 
-def test_float64_takes_over_where_the_hardware_saturates(monkeypatch):
-    def no_product(*_):
-        raise AssertionError("the int8 product was used")
+def no_int8(*_):
+    raise AssertionError("the int8 product was used")
 
-    torch.manual_seed(0)
-    net, x = Generator(width=4, levels=2, out_channels=1).eval(), noise(2, 3, 8, 8)
-    quantised = quantise(net, [x])
-    want = quantised.integer(x)
-    monkeypatch.setattr(integer, "exact_hardware", lambda: False)
-    monkeypatch.setattr(torch, "_int_mm", no_product)
-    assert torch.equal(quantised.integer(x), want)
-    row = torch.full((1, 2001), 127, dtype=torch.int8)
-    assert integer._product(row, row.T).item() == 2001 * 127**2  # beyond float32's 24 bits, and odd
+
+def with_weights(x, weight):
+    """A convolution without bias whose integer weights are just these."""
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], tuple(weight.shape[2:]), bias=False)
+    with torch.no_grad():
+        conv.weight.copy_(weight)
+    return with_positions(nn.Sequential(conv), {"input": 0, "0.weight": 0, "0": -8}, x)
+
+
+def test_input_channels_are_summed_in_parts_that_float32_holds(monkeypatch):
+    """All sums are odd and beyond 2^24, where float32 holds no odd number."""
+    monkeypatch.setattr(integer, "int8_pays", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", no_int8)
+    channels = 2049
+    weight = torch.full((2, channels, 1, 1), 127.0)
+    for shape in ((1, channels, 2, 3), (1, channels, 20, 20)):  # by a matrix product, and by a convolution
+        x = torch.full(shape, 127.0)
+        quantised = with_weights(x, weight)
+        (conv,) = quantised._executor.convolutions.values()
+        ((product,),) = [conv.products]
+        parts = [range(channels)[part] for part, _, _ in product.parts]
+        assert len(parts) > 1 and sorted(i for part in parts for i in part) == list(range(channels))
+        assert {filters.dtype for _, filters, _ in product.parts} == {torch.float32}
+        sums = conv(x.permute(0, 2, 3, 1).to(torch.int8)).q
+        assert sums.dtype == torch.int32 and sums.unique().tolist() == [channels * 127**2]
+        agree(quantised, x)
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31), st.sampled_from([1, 128])
+)
+def test_parts_cover_the_channels_and_stay_below_the_limit(channels, out, kernel, seed, half):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randint(-128, 128, (out, channels, kernel, kernel), generator=generator, dtype=torch.int8)
+    limit = half * 128 * kernel**2 * 3  # a channel at its largest always fits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(integer, "FLOAT32", limit)
+        parts = integer._chunks(weight, half)
+    assert [i for part in parts for i in range(channels)[part]] == list(range(channels))
+    for part in parts:
+        assert half * int(weight[:, part].long().abs().sum((1, 2, 3)).max()) <= limit
+    if half * int(weight.long().abs().sum((1, 2, 3)).max()) <= limit:
+        assert len(parts) == 1
+
+
+def test_double_precision_is_left_for_kernels_beyond_float32(monkeypatch):
+    monkeypatch.setattr(integer, "int8_pays", lambda: False)
+    monkeypatch.setattr(torch, "_int_mm", no_int8)
+    weight, x = torch.full((1, 1, 33, 33), 127.0), torch.full((1, 1, 33, 34), 127.0)
+    quantised = with_weights(x, weight)
+    (conv,) = quantised._executor.convolutions.values()
+    assert conv.products[0].parts[0][1].dtype == torch.float64
+    assert conv(x.permute(0, 2, 3, 1).to(torch.int8)).q.unique().tolist() == [33**2 * 127**2]
+    agree(quantised, x)
+
+
+@pytest.mark.parametrize(("ours", "theirs", "pays"), [(1.0, 2.0, True), (2.0, 1.0, False)])
+def test_the_faster_exact_product_is_taken(monkeypatch, ours, theirs, pays):
+    monkeypatch.setattr(integer, "int8_exact", lambda: True)
+    times = iter((ours, theirs))
+    monkeypatch.setattr(integer, "_seconds", lambda work: next(times))
+    assert integer.int8_pays.__wrapped__() is pays
+    monkeypatch.setattr(integer, "int8_exact", lambda: False)
+    assert not integer.int8_pays.__wrapped__()
 
 
 @pytest.mark.parametrize("offset", ["first", "second"])
@@ -226,9 +295,9 @@ def test_saturating_hardware_is_found_out(monkeypatch, offset):
         return products.unflatten(1, (-1, 2)).sum(2).clamp(-(2**15), 2**15 - 1).sum(1) + rest
 
     monkeypatch.setattr(torch, "_int_mm", pairwise)
-    assert not integer.exact_hardware.__wrapped__()
+    assert not integer.int8_exact()
     monkeypatch.setattr(torch, "_int_mm", lambda a, b: a.int() @ b.int())
-    assert integer.exact_hardware.__wrapped__()
+    assert integer.int8_exact()
 
 
 # --- the other operators --------------------------------------------------------------------------
@@ -328,7 +397,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_network_in_integers_is_the_fake_quantised_one(name):
+def test_network_in_integers_is_the_fake_quantised_one(name, arithmetic):
     torch.manual_seed(0)
     x = noise(3, 3, 16, 24) / 2
     net = NETWORKS[name]()

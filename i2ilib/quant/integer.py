@@ -12,6 +12,8 @@ import dataclasses
 import functools
 import itertools
 import math
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 NUMERATOR, SLOPE_BITS = 13, 7  # LeakyReLU's 26/256 as 13/2^7
 LARGEST = 2**31  # what a 32-bit sum stays below
+FLOAT32 = 2**24  # up to here float32 holds every integer
+FEW = 256  # windows up to which a matrix product is faster than a convolution, whose weights are brought into blocks first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,18 +172,95 @@ class Executor:
 
 
 @functools.cache
-def exact_hardware() -> bool:
-    """Whether the int8 product of this machine is exact: vector units without VNNI saturate pairs of products."""
+def int8_pays() -> bool:
+    """Whether PyTorch's int8 product is exact on this machine, and faster than its float32 product; both are tried.
+
+    Where a processor has no unit for int8, PyTorch may compute value by value.
+    """
+    a, b = torch.ones(128, 512, dtype=torch.int8), torch.ones(512, 128, dtype=torch.int8)
+    floats = a.float(), b.float()
+    return int8_exact() and _seconds(lambda: torch._int_mm(a, b)) < _seconds(lambda: floats[0] @ floats[1])
+
+
+def int8_exact() -> bool:
+    """Whether PyTorch's int8 product is exact here: some vector units saturate the sum of two products at 16 bits."""
     low, high = torch.full((64, 256), -128, dtype=torch.int8), torch.full((64, 256), 127, dtype=torch.int8)
     pairs = itertools.product((low, high), repeat=2)
     return all(bool((torch._int_mm(a, b.T.contiguous()) == int(a[0, 0]) * int(b[0, 0]) * 256).all()) for a, b in pairs)
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """(M, K) int8 times (K, N) int8, exact, int32."""
-    if exact_hardware():
-        return torch._int_mm(_row_major(a), _row_major(b))
-    return (a.double() @ b.double()).to(torch.int32)  # every sum is below 2^53
+def _seconds(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _chunks(weight: Tensor, half: int) -> list[slice] | None:
+    """Input channels in parts whose sums float32 holds exactly, whatever the order of summation; None: too large.
+
+    Args:
+        weight: (out, in, kh, kw) int8.
+        half: The largest magnitude of an input.
+    """
+    channels = weight.shape[1]
+    most = half * weight.to(torch.int64).abs().sum((2, 3))  # of each pair of channels
+    for count in range(max(1, -(-int(most.sum(1).max()) // FLOAT32)), channels + 1):
+        step = -(-channels // count)
+        parts = [slice(start, start + step) for start in range(0, channels, step)]
+        if all(int(most[:, part].sum(1).max()) <= FLOAT32 for part in parts):
+            return parts
+    return None
+
+
+class _Product:
+    """A convolution of int8 windows with fixed int8 weights, by the fastest exact arithmetic of this machine.
+
+    Where int8 products pay, that is PyTorch's int8 product on unfolded windows. Elsewhere it is float32, which is exact
+    as long as no partial sum exceeds 2^24: the weights tell, and where they do not promise it the input channels are
+    taken in parts that do. Double precision, exact below 2^53, is left for kernels so large that one channel does not.
+
+    Args:
+        weight: (out, in, kh, kw) int8.
+        half: The largest magnitude of an input.
+    """
+
+    def __init__(self, weight: Tensor, half: int):
+        self.channels, self.kernel = weight.shape[0], tuple(weight.shape[2:])
+        matrix = weight.permute(2, 3, 1, 0)  # the order of _windows
+        if int8_pays():
+            self.matrix = _row_major(matrix.reshape(-1, self.channels))
+            self.parts = None
+            return
+        parts = _chunks(weight, half)
+        kind = torch.float64 if parts is None else torch.float32
+        self.parts = [
+            (part, weight[:, part].to(kind, memory_format=torch.channels_last), matrix[:, :, part].to(kind).contiguous())
+            for part in parts or [slice(None)]
+        ]
+
+    def __call__(self, x: Tensor, size: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+        """(N, H, W, C) int8 to sums (N, h, w, out) int32, for ``size`` (h, w) windows from the top left corner."""
+        n = x.shape[0]
+        if self.parts is None:
+            return torch._int_mm(_windows(x, size, self.kernel, stride, dilation), self.matrix).view(n, *size, -1)
+        # just what the windows cover: a convolution would answer for the rest as well
+        ends = [(l - 1) * s + d * (k - 1) + 1 for l, s, d, k in zip(size, stride, dilation, self.kernel, strict=True)]
+        x = x[:, : ends[0], : ends[1]]
+        few = n * math.prod(size) <= FEW
+        total = None
+        for part, filters, matrix in self.parts:
+            value = x[..., part].to(filters.dtype)
+            if few:
+                matrix = matrix.view(-1, self.channels)
+                sums = (_windows(value, size, self.kernel, stride, dilation) @ matrix).view(n, *size, -1)
+            else:
+                sums = F.conv2d(value.permute(0, 3, 1, 2), filters, None, stride, 0, dilation).permute(0, 2, 3, 1)
+            sums = sums.to(torch.int32)
+            total = sums if total is None else total.add_(sums)
+        return total.contiguous()
 
 
 def _row_major(a: Tensor) -> Tensor:
@@ -189,11 +270,11 @@ def _row_major(a: Tensor) -> Tensor:
 
 
 def _windows(x: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation) -> Tensor:
-    """(N, H, W, C) unfolded to (N · h · w, kh · kw · C), for ``size`` (h, w) windows from the top left corner."""
+    """(N, H, W, C) unfolded to (N · h · w, kh · kw · C), row after row, for ``size`` (h, w) windows from the top left corner."""
     (n, _, _, c), (sn, sh, sw, sc) = x.shape, x.stride()
     shape = (n, *size, *kernel, c)
     steps = (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sc)
-    return x.as_strided(shape, steps).reshape(n * math.prod(size), -1)
+    return _row_major(x.as_strided(shape, steps).reshape(n * math.prod(size), -1))
 
 
 class _Convolution:
@@ -226,17 +307,12 @@ class _Convolution:
             self.bound = (largest << self.lift) + int(bias.abs().max())
             bias = bias if bias.ndim == 1 else bias.reshape(bias.shape[-3:]).permute(1, 2, 0)  # channels last
             self.bias = bias.to(torch.int32 if self.bound < LARGEST else torch.int64)
-        self.channels, self.kernel = weight.shape[0], tuple(weight.shape[2:])
+        self.channels, self.kernel, self.half = weight.shape[0], tuple(weight.shape[2:]), half
         self.weight = weight
         if self.transposed:
-            self._phase_weight = functools.cache(self._phase_weight)  # its own, so that it goes with the convolution
+            self._phase = functools.cache(self._phase)  # its own, so that it goes with the convolution
         else:
-            self.parts = [self._matrix(part) for part in weight.chunk(self.groups)]
-
-    @staticmethod
-    def _matrix(weight: Tensor) -> Tensor:
-        """(out, in, kh, kw) as (kh · kw · in, out), the order of :func:`_windows`."""
-        return weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0]).contiguous()
+            self.products = [_Product(part, half) for part in weight.chunk(self.groups)]
 
     def __call__(self, x: Tensor) -> Fixed:
         """(N, H, W, C) int8 to sums (N, h, w, C'), with the bias, before activation and rounding."""
@@ -253,10 +329,10 @@ class _Convolution:
         size = ((height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1)
         x = F.pad(x, (0, 0, pw, pw, ph, ph))
         parts = [
-            _product(_windows(part, size, self.kernel, self.stride, self.dilation), weight)
-            for part, weight in zip(x.chunk(self.groups, -1), self.parts, strict=True)
+            product(part, size, self.stride, self.dilation)
+            for part, product in zip(x.chunk(self.groups, -1), self.products, strict=True)
         ]
-        return torch.cat(parts, -1).view(n, *size, -1) if len(parts) > 1 else parts[0].view(n, *size, -1)
+        return torch.cat(parts, -1) if len(parts) > 1 else parts[0]
 
     def _phases(self, x: Tensor) -> Tensor:
         """A transposed convolution as ``stride²`` ordinary ones, each giving every ``stride``-th pixel."""
@@ -281,13 +357,12 @@ class _Convolution:
                 target.zero_()
                 continue
             view = x[:, rows.start + before[0] :, columns.start + before[1] :]
-            kernel, count = (len(rows.taps), len(columns.taps)), (rows.count, columns.count)
-            windows = _windows(view, count, kernel, (1, 1), (1, 1))
-            target.copy_(_product(windows, self._phase_weight(rows.taps, columns.taps)).view(n, *count, -1))
+            product = self._phase(rows.taps, columns.taps)
+            target.copy_(product(view, (rows.count, columns.count), (1, 1), (1, 1)))
         return sums
 
-    def _phase_weight(self, rows: tuple[int, ...], columns: tuple[int, ...]) -> Tensor:
-        return self._matrix(self.weight[:, :, list(rows)][..., list(columns)])
+    def _phase(self, rows: tuple[int, ...], columns: tuple[int, ...]) -> _Product:
+        return _Product(self.weight[:, :, list(rows)][..., list(columns)], self.half)
 
     def _axis(self, axis: int, length: int, size: int) -> list[_Phase]:
         """The phases along one axis: output ``stride · j + first`` reads inputs ``j + start`` onwards."""

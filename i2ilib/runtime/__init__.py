@@ -14,15 +14,16 @@ import logging
 import os
 import platform
 import random
+import secrets
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from .errors import I2IError, IntegrityError, UnavailableError
+from ..errors import I2IError, IntegrityError, UnavailableError
+from .machine import Machine, this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ def _find_root() -> Path:
     """The project folder: ``I2I_HOME``, else the checkout that holds this package, else the working folder."""
     if home := os.environ.get("I2I_HOME"):
         return Path(home).resolve()
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parents[2]
     return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
 
 
@@ -105,7 +106,7 @@ def start(seed: int = 0, *, preset: str | None = None) -> Run:
         torch.set_num_threads(int(wanted))
     cuda = torch.cuda.is_available()
     with contextlib.suppress(ImportError):  # figures are optional for the command line
-        from .plots import style
+        from ..plots import style
 
         style()
     return Run(
@@ -118,11 +119,8 @@ def start(seed: int = 0, *, preset: str | None = None) -> Run:
 
 
 def cpu_name() -> str:
-    """This CPU as the vendor spells it, with its core count and, if it has one, its matrix unit."""
-    text = Path("/proc/cpuinfo").read_text(errors="replace") if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    name = name or platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores" + (", AMX" if "amx_int8" in text else "")
+    """This CPU as the vendor spells it, with the cores that may be used and its strongest vector or matrix unit."""
+    return str(this_machine())
 
 
 def peak_memory_gib() -> float | None:
@@ -271,23 +269,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _reserve(path)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _reserve(path: Path) -> Path:
+    """A new, empty file beside ``path`` with the permissions that any new file gets."""
+    while True:
+        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            return temporary
 
 
 def write_json(path: str | os.PathLike, data: object) -> None:
@@ -363,7 +361,7 @@ def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
 
 def registry() -> dict[str, dict[str, str]]:
     """Files that can be fetched, by name: ``url``, ``sha256``, ``licence`` and ``about``."""
-    return json.loads((Path(__file__).parent / "registry.json").read_text(encoding="utf-8"))
+    return json.loads((Path(__file__).parents[1] / "registry.json").read_text(encoding="utf-8"))
 
 
 def fetch(name: str, *, folder: str | os.PathLike | None = None) -> Path:
