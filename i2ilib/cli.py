@@ -104,7 +104,12 @@ def _parser() -> argparse.ArgumentParser:
         help="composite: over the background plate; foreground: the fgr frames alone, as the paper does "
         "(default: composite where there is a plate)",
     )
-    train.add_argument("--precision", default="bf16", choices=["bf16", "float32"], help="of convolutions")
+    train.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "bf16", "float32"],
+        help="of convolutions (default: as the training began, else bf16 where the machine computes in it)",
+    )
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--memory", type=float, default=4.0, metavar="GIB", help="most for decoded frames (default: 4)")
     train.add_argument("--save-every", type=float, metavar="SECONDS", help="between checkpoints (default: 10 or more)")
@@ -221,10 +226,12 @@ def _train(options: argparse.Namespace) -> int:
             "waiting": history.waiting,
             "epochs": history.epochs,
             "processes": world.size,
+            "precision": history.config["precision"],
             "peak_memory_gib": peak_memory_gib(),
             "model": str(options.out),
         }
-        text = f"weights: {options.out}; curves and samples: {options.out.with_suffix('')}/progress.png"
+        precision, folder = result["precision"], options.out.with_suffix("")
+        text = f"weights, trained in {precision}: {options.out}; curves and samples: {folder}/progress.png"
         _say(options, result, text)
     return 0
 

@@ -450,7 +450,8 @@ def test_train_tells_people(call, data, tmp_path):
     code, told, _ = call("train", data, out, "--preset=smoke", "--epochs=1", "--patches=2", "--width=4")
     scores, files = told.splitlines()
     assert code == 0 and scores.startswith("epoch 1 of 1: validation iou 0.")
-    assert files == f"weights: {out}; curves and samples: {tmp_path}/m/progress.png"
+    precision = models.load(out)[1]["trained"]["precision"]
+    assert files == f"weights, trained in {precision}: {out}; curves and samples: {tmp_path}/m/progress.png"
 
 
 def test_train_options_reach_the_weights(train, data, tmp_path):

@@ -6,11 +6,13 @@ import json
 import os
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import IntegrityError
 from ..runtime import read_tensors, write_tensors
 
+NAME = "checkpoint.safetensors"  # in the folder of a training
 _KEY = "i2ilib-checkpoint"
 
 
@@ -42,6 +44,22 @@ def save(
             tensors |= {f"optimiser/{name}/{index}/{key}": value for key, value in values.items()}
     header = json.dumps({"about": about, "groups": groups})
     write_tensors(path, tensors, {_KEY: header})
+
+
+def configuration(path: str | os.PathLike) -> dict:
+    """The configuration in a checkpoint's header, without its tensors and unverified.
+
+    Args:
+        path: A file from :func:`save`.
+
+    Returns:
+        ``about["config"]``; empty where it cannot be read, which :func:`load` explains.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads(file.metadata()[_KEY])["about"]["config"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def load(

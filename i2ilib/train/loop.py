@@ -55,6 +55,7 @@ class History:
 
     steps: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # losses, "seconds", and those in "wait"
     epochs: list[dict[str, float]] = dataclasses.field(default_factory=list)  # scores of every whole epoch
+    config: dict = dataclasses.field(default_factory=dict)  # the task's, as the checkpoint has it
 
     def __len__(self) -> int:
         return len(self.steps.get("seconds", ()))
@@ -106,12 +107,12 @@ def fit(
         KeyboardInterrupt: If the training was asked to end.
     """
     folder, leads = Path(folder), task.world.leads
-    path = folder / "checkpoint.safetensors"
+    path = folder / checkpoint.NAME
     parts = {"modules": task.modules, "optimisers": task.optimisers}
-    history = History()
+    history = History(config=task.config)
     if path.exists():
         about, steps = checkpoint.load(path, expected=task.config, **parts)
-        history = History(steps, about["epochs"])
+        history = History(steps, about["epochs"], task.config)
     if leads:
         for part in folder.glob(".*-*"):  # of a process that was killed while it wrote
             part.unlink()

@@ -14,17 +14,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
+from tqdm.auto import tqdm
 
 from .. import colour, metrics, models, patches
 from ..datasets import videomatte
 from ..errors import I2IError
 from ..models import Discriminator, Generator
-from ..runtime import atomic_path
-from . import parallel
+from ..runtime import atomic_path, this_machine
+from . import checkpoint, parallel
 from .batches import Batches
 from .loop import History, fit
 from .parallel import World
 from .speed import lay_out
+
+PRECISIONS = ("bf16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +51,12 @@ class MattingConfig:
     flip: bool = True  # mirror half of the patches
     batch: int = 1  # patches a step, over all processes
     mode: str = "auto"  # "composite": before the background plate; "foreground": without, as in the paper; or what fits
-    precision: str = "bf16"  # of the convolutions: "bf16" or "float32"; weights and losses stay float32
+    precision: str = "auto"  # of the convolutions: "bf16", "float32" or what fits; weights and losses stay float32
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in ("bf16", "float32"):
-            raise I2IError("precision", expected="'bf16' or 'float32'", got=repr(self.precision))
+        if self.precision not in ("auto", *PRECISIONS):
+            raise I2IError("precision", expected="auto, bf16 or float32", got=repr(self.precision))
         if self.mode not in ("auto", "composite", "foreground"):
             raise I2IError("mode", expected="auto, composite or foreground", got=repr(self.mode))
         if self.q_in not in colour.Q_VALUES:
@@ -96,6 +99,32 @@ def settle_mode(config: MattingConfig, clips: Sequence[videomatte.Clip]) -> Matt
     if config.mode != "auto":
         return config
     return dataclasses.replace(config, mode="composite" if all(clip.plate for clip in clips) else "foreground")
+
+
+def has_bf16(device: str | torch.device) -> bool:
+    """Whether a device has units for bfloat16; others emulate it, in several times the time of float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(this_machine().bf16) and torch.backends.mkldnn.is_available()
+
+
+def settle_precision(
+    config: MattingConfig, device: str | torch.device, folder: str | os.PathLike | None = None
+) -> MattingConfig:
+    """The configuration with "auto" decided: as the training in the folder began, else bf16 where the device has it.
+
+    Args:
+        config: Of the training; a precision other than "auto" stays.
+        device: Where to train.
+        folder: Of the training. One that began there keeps its precision, whatever machine it goes on on.
+    """
+    if config.precision != "auto":
+        return config
+    kept = None if folder is None else checkpoint.configuration(Path(folder) / checkpoint.NAME).get("precision")
+    if kept not in PRECISIONS:  # no checkpoint, or one that loading it will refuse
+        kept = "bf16" if has_bf16(device) else "float32"
+    return dataclasses.replace(config, precision=kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,11 +172,12 @@ class MattingTask:
     """Trains a generator, and a discriminator beside it.
 
     Args:
-        config: Sizes and rates.
+        config: Sizes and rates; a precision of "auto" is settled here.
         data: What to train and validate on; or any function from a step to (source, alpha) with an attribute
             ``steps_per_epoch``: source (N, 3, H, W) and alpha (N, 1, H, W), float32 in [0, 1], sRGB and coverage.
         device: Where to train.
-        folder: Where the generator of every epoch is kept, ``epoch_01.safetensors`` and so on; nowhere when None.
+        folder: Of the training, where the generator of every epoch is kept, ``epoch_01.safetensors`` and so on; kept
+            nowhere when None.
         about: JSON values that belong to the configuration and are kept with it: the clip, its frames.
         world: This process among those that train together.
 
@@ -166,8 +196,9 @@ class MattingTask:
         about: dict | None = None,
         world: World | None = None,
     ):
-        self.options, self.device, self.world = config, torch.device(device), world or World()
+        self.device, self.world = torch.device(device), world or World()
         self.folder, self.about = None if folder is None else Path(folder), about or {}
+        self.options = config = settle_precision(config, self.device, self.folder)
         self.config, self.epochs = self.about | dataclasses.asdict(config), config.epochs
         self.data = data if isinstance(data, MattingData) else None
         self.samples: torch.Tensor | None = None
@@ -400,6 +431,8 @@ def train_matting(
     frames = MattingData.of_clips(chosen, config, budget_bytes=budget_bytes, progress=progress and world.leads)
     about = {"clip": ", ".join(names), "frames": list(videomatte.paper_split(min(map(len, chosen))).train)}
     task = MattingTask(config, frames, device=device, folder=folder, about=about, world=world)
+    if progress and world.leads and task.options.precision == "bf16" and not has_bf16(device):
+        tqdm.write(f"{folder}: this training is in bf16, which is emulated here, slowly; float32 needs another folder")
 
     def keep(history: History) -> None:
         if best_epoch(history) == len(history.epochs):
