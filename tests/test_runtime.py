@@ -1,9 +1,13 @@
 """The ground floor: presets, optional libraries, safe writes, downloads, recorded results."""
 
 import hashlib
+import itertools
 import json
+import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -99,6 +103,23 @@ def test_torchvision_imports_beside_a_cpu_torch():
     assert available("torchvision")
 
 
+# --- safe writes -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def umask():
+    """A function that sets the umask, for this test."""
+    if os.name == "nt":
+        pytest.skip("Windows has no umask: files inherit their permissions from the folder")
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+def permissions(path):
+    return path.stat().st_mode & 0o777
+
+
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
     path = tmp_path / "a.json"
     runtime.write_json(path, {"x": 1})
@@ -107,6 +128,70 @@ def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path):
         raise RuntimeError
     assert json.loads(path.read_text()) == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_gets_the_permissions_of_any_new_file(tmp_path, umask):
+    for mask in (0o022, 0o077, 0o002, 0o000):
+        umask(mask)
+        path = tmp_path / f"{mask:o}.json"
+        runtime.write_json(path, {})
+        assert permissions(path) == 0o666 & ~mask
+        runtime.write_json(path, {"again": 1})
+        assert permissions(path) == 0o666 & ~mask
+
+
+def test_writing_in_many_threads_leaves_the_umask_alone(tmp_path, umask, monkeypatch):
+    """To ask for the umask is to set it: for a moment every file of the process would be anybody's to write."""
+
+    def slowly(mask):
+        before = umask(mask)
+        time.sleep(0.001)  # the moment, made long enough to be met
+        return before
+
+    def write(thread):
+        for i in range(20):
+            runtime.write_json(tmp_path / f"{thread}-{i}.json", {})
+            (tmp_path / f"{thread}-{i}.plain").touch()
+
+    monkeypatch.setattr(os, "umask", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert {permissions(path) for path in tmp_path.iterdir()} == {0o644} and len(list(tmp_path.iterdir())) == 320
+    assert umask(0o022) == 0o022
+
+
+def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
+    names = itertools.chain(["taken", "taken", "free"])
+    monkeypatch.setattr(runtime.secrets, "token_hex", lambda size: next(names))
+    other = tmp_path / ".a-taken.json"
+    other.write_text("another process's")
+    with runtime.atomic_path(tmp_path / "a.json") as temporary:
+        assert temporary.name == ".a-free.json"
+        temporary.write_text("{}")
+    assert other.read_text() == "another process's"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a-taken.json", "a.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError("denied")
+
+    monkeypatch.setattr(runtime.os, "open", denied)  # root may write everywhere
+    with pytest.raises(PermissionError), runtime.atomic_path(tmp_path / "a.json"):
+        pytest.fail("there is nothing to write to")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_read_is_no_longer_bound_to_its_file(tmp_path):
+    """On Windows a file that is mapped into memory cannot be replaced, so a checkpoint could not be saved again."""
+    import torch
+
+    path = tmp_path / "a.safetensors"
+    runtime.write_tensors(path, {"x": torch.arange(10_000)}, {})
+    tensors, _ = runtime.read_tensors(path, "tensors")
+    with open(path, "rb+") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(tensors["x"], torch.arange(10_000))
 
 
 @pytest.fixture

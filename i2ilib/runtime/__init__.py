@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import I2IError, IntegrityError, UnavailableError
-from .machine import Machine, this_machine
+from .machine import this_machine
 
 if TYPE_CHECKING:
     import torch
@@ -333,7 +333,8 @@ def read_tensors(path: str | os.PathLike, want: str) -> tuple[dict[str, torch.Te
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            # copies: safetensors maps the file, which Windows then lets nobody replace
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError) as error:

@@ -28,6 +28,11 @@ _SETS: dict[str, tuple[str, tuple[str, ...]]] = {
     "AVX512_CORE_FP16": ("AVX512_CORE_BF16", ("avx_vnni",)),
     "AVX512_CORE_AMX": ("AVX512_CORE_FP16", ("amx_int8", "amx_bf16")),
     "AVX512_CORE_AMX_FP16": ("AVX512_CORE_AMX", ()),
+    "AVX10_1_512": ("AVX512_CORE_FP16", ()),  # the same three by their newer names
+    "AVX10_1_512_AMX": ("AVX512_CORE_AMX", ()),
+    "AVX10_1_512_AMX_FP16": ("AVX512_CORE_AMX_FP16", ()),
+    "AVX10_2_512": ("AVX512_CORE_FP16", ("avx_ne_convert",)),
+    "AVX10_2_512_AMX_2": ("AVX10_2_512", ("amx_int8", "amx_bf16")),
 }
 _LIMIT = "ONEDNN_MAX_CPU_ISA"
 
@@ -79,7 +84,7 @@ class Machine:
     def __str__(self) -> str:
         strongest = "AMX" if "amx_int8" in self.units else UNITS[self.units[-1]] if self.units else "no AVX2"
         limit = f", limited to {self.limit}" if self.limit else ""
-        return f"{self.name}, {self.cores} cores, {strongest}{limit}"
+        return f"{self.name}, {self.cores} core{'s' * (self.cores != 1)}, {strongest}{limit}"
 
 
 def this_machine() -> Machine:
@@ -95,9 +100,10 @@ def this_machine() -> Machine:
 def _machine(limit: str) -> Machine:
     import torch
 
-    limit = "" if limit in ("ALL", "DEFAULT") else limit
     found = torch.cpu.get_capabilities()
-    allowed = _within(limit) if limit and "avx" in found else set(UNITS)
+    if limit in ("ALL", "DEFAULT") or found["architecture"] != "x86_64":  # oneDNN has no limit elsewhere
+        limit = ""
+    allowed = _within(limit) if limit else set(UNITS)
     return Machine(
         name=found.get("cpu_name") or found["architecture"],
         architecture=found["architecture"],
