@@ -1,11 +1,11 @@
-"""Loss curves of the fast training step and of PyTorch eager float32, beside the noise between runs.
+"""Loss curves of the library's training step and of PyTorch eager float32, beside the noise between runs.
 
     python benchmarks/training_curves.py [--json] [--steps 150] [--width 16] [--seeds 3] [--figure curves.png]
 
 Both ways train on the sample clip from the same weights, on the same patches in the same order; from run to run only
 the masks of dropout differ, which is the noise that a difference between the ways must be seen against. Compared is
-the mean L1 of the last quarter. The ways are those that ``training_step.py`` times; only from width 32 on are there
-layers heavy enough for matrix products.
+the mean L1 of the last quarter. The ways are those that ``training_step.py`` times: ours in bf16 where the device has
+units for it, else in float32; only from width 32 on are there layers heavy enough for matrix products.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from i2ilib.plots import PALETTE, save
 from i2ilib.runtime import DATA, record
 from i2ilib.train import MattingConfig, MattingData, MattingTask
 from i2ilib.train.batches import Batches
+from i2ilib.train.matting import settle_precision
 
 
 def train_ours(config: MattingConfig, batches: Batches, weights: dict[str, dict], *, steps: int, device: str):
@@ -90,6 +91,7 @@ def main() -> None:
 
     # the peer's learning rate stays as it is, so ours must not decay either
     config = MattingConfig(width=options.width, discriminator_width=options.width, batch=1, decay_from=1.0)
+    config = settle_precision(config, run.device)
     clip = videomatte.clips(DATA / "sample")[0]
     data = MattingData.of_clips(clip, config, progress=False)
     first = Plain(config.width)
@@ -125,6 +127,7 @@ def main() -> None:
         "steps": options.steps,
         "width": options.width,
         "batch": 1,
+        "precision": config.precision,
         "l1_float32": {"mean": mean[PEER], "std": std[PEER], "runs": last[PEER]},
         "l1_ours": {"mean": mean[OURS], "std": std[OURS], "runs": last[OURS]},
         "difference": mean[OURS] - mean[PEER],
@@ -140,7 +143,8 @@ def main() -> None:
     if options.json:
         print(json.dumps(result))
         return
-    print(f"mean L1 of the last quarter of {options.steps} steps, width {options.width}, {options.seeds} runs each")
+    sizes = f"{options.steps} steps, width {options.width}, {options.seeds} runs each, {OURS} in {config.precision}"
+    print(f"mean L1 of the last quarter of {sizes}")
     for way in WAYS:
         print(f"  {way:22} {mean[way]:.4f} ± {std[way]:.4f}")
     verdict = "within" if result["within_noise"] else "beyond"

@@ -24,6 +24,7 @@ from .metrics import iou, mse
 from .pipeline import MatteOptions, matte
 from .quant import quantise, tail_aware
 from .train import MattingConfig, matting_config, train_matting
+from .train.matting import settle_precision
 
 _KOFI = next(actor for actor in synthetic.ACTORS if actor.name == "kofi")
 _TOMAS = dataclasses.replace(  # a seventh person, close-cropped, for the protocol alone
@@ -177,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     run = runtime.start(0, preset=options.preset)
     changed = {} if options.patches is None else {"patches": options.patches}
-    config = matting_config(run.preset, mode=options.mode, **changed)
+    # settled before the first user: one precision for all rows of a record
+    config = settle_precision(matting_config(run.preset, mode=options.mode, **changed), run.device)
     folder = runtime.ROOT / "runs" / "protocol" / f"{run.preset}_{options.mode}"
     name, settings = f"matting_users_{options.mode}", dataclasses.asdict(config)
     rows = {}
