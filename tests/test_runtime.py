@@ -103,6 +103,29 @@ def test_torchvision_imports_beside_a_cpu_torch():
     assert available("torchvision")
 
 
+@pytest.mark.parametrize(("system", "usual"), [("linux", "g++"), ("darwin", "clang++"), ("win32", "cl")])
+def test_the_compiler_is_the_one_that_torch_would_call(monkeypatch, system, usual):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(runtime.sys, "platform", system)
+    monkeypatch.setattr(runtime.shutil, "which", lambda name: f"/usr/bin/{name}" if name == usual else None)
+    assert available("compiler") == (True, usual)
+    monkeypatch.setenv("CXX", "icpx")
+    assert not available("compiler") and "named by CXX" in available("compiler").reason
+
+
+def test_a_command_is_split_as_its_system_spells_paths(monkeypatch):
+    assert runtime.split_command(r"a\ b 'c d' #e") == ["a b", "c d", "#e"] and runtime.split_command("") == []
+    with pytest.raises(ValueError, match="No closing quotation"):
+        runtime.split_command("'c d")
+    monkeypatch.setattr(runtime.sys, "platform", "win32")
+    assert runtime.split_command(r'"C:\Program Files\py.exe" -u C:\a') == [r"C:\Program Files\py.exe", "-u", r"C:\a"]
+
+
+def test_windows_does_not_tell_the_peak_of_memory(monkeypatch):
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert runtime.peak_memory_gib() is None
+
+
 # --- safe writes -------------------------------------------------------------------------------------
 
 

@@ -195,7 +195,7 @@ def test_many_batches_in_flight_come_back_in_their_places(engine, files):
 
 
 def test_no_more_than_its_slots_are_in_flight(engine, monkeypatch):
-    under_way, most, lock = 0, 0, threading.Lock()
+    under_way, most, lock, both = 0, 0, threading.Lock(), threading.Barrier(2)
     compute = te._Slot.compute
 
     def slow(slot):
@@ -203,7 +203,8 @@ def test_no_more_than_its_slots_are_in_flight(engine, monkeypatch):
         with lock:
             under_way += 1
             most = max(most, under_way)
-        time.sleep(0.02)
+        both.wait(60)  # for the other slot
+        time.sleep(0.02)  # for a third, which should not come
         compute(slot)
         with lock:
             under_way -= 1

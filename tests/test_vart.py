@@ -335,7 +335,8 @@ def test_a_process_that_dies_fails_what_is_in_flight_and_all_after(card, compile
 def test_a_card_that_hangs_is_given_up(card, compiled):
     card(FAULT="hang")
     path, quantised = compiled("small")
-    with VartRunner(path, quantised=quantised, timeout_s=0.7) as runner:
+    with VartRunner(path, quantised=quantised) as runner:
+        runner.timeout_s = 0.7  # from now on: to start may take longer on a busy machine
         futures = [runner.submit(noise(1, 16)) for _ in range(2)]
         for future in futures:
             with pytest.raises(I2IError, match=r"an answer in 0\.7 s, got none"):
@@ -346,7 +347,8 @@ def test_a_card_that_hangs_is_given_up(card, compiled):
 def test_leaving_does_not_wait_for_ever(card, compiled):
     card(FAULT="hang")
     path, quantised = compiled("small")
-    with VartRunner(path, quantised=quantised, timeout_s=0.5) as runner:
+    with VartRunner(path, quantised=quantised) as runner:
+        runner.timeout_s = 0.5
         future = runner.submit(noise(1, 16))
     with pytest.raises(I2IError, match=r"an answer in|one that ended"):
         future.result(0)
@@ -355,7 +357,8 @@ def test_leaving_does_not_wait_for_ever(card, compiled):
 def test_leaving_waits_for_all_jobs_however_many(card, compiled):
     card(FAULT="slow")
     path, quantised = compiled("small")
-    with VartRunner(path, quantised=quantised, timeout_s=1) as runner:
+    with VartRunner(path, quantised=quantised) as runner:
+        runner.timeout_s = 1
         futures = [runner.submit(noise(1, 16)) for _ in range(4)]  # longer than timeout_s together
     assert [future.result(0).shape for future in futures] == [(1, 2, 16, 16)] * 4
 
@@ -460,6 +463,14 @@ def test_absence_names_the_reason(card, compiled, monkeypatch, tmp_path):
     monkeypatch.setenv(vart.PYTHON, str(tmp_path / "no-such-python"))
     assert not (state := vart.status()) and "no Python that answers" in state.reason
     with pytest.raises(UnavailableError, match=f"a Python, from {vart.PYTHON}"):
+        VartRunner(path, quantised=quantised)
+
+
+def test_windows_has_no_driver_of_the_card(card, compiled, monkeypatch):
+    path, quantised = compiled("small")
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert not (state := vart.status()) and "expected Linux" in state.reason and "container" in state.reason
+    with pytest.raises(UnavailableError, match="where the card's driver is, got Windows"):
         VartRunner(path, quantised=quantised)
 
 

@@ -176,7 +176,7 @@ def write_clip(
             [*ffmpeg, *source, "-vf", scaled, *x265, "-colorspace", "bt709", "-color_range", "tv", coded],
             [*ffmpeg, "-i", coded, *back, str(low / f"{name}_%03d.png")],
         ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
             if done.returncode:
                 raise FrameError(str(root / name), expected="ffmpeg to code the clip", got=done.stderr.strip()[-300:])
     return root

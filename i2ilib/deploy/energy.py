@@ -126,7 +126,7 @@ class Rapl:
                 "rapl",
                 expected="energy counters of the CPU in /sys/class/powercap",
                 got="none",
-                remedy="Virtual machines seldom show them; measure on the machine itself.",
+                remedy="Only Linux shows them, virtual machines seldom; measure on the machine itself.",
             )
         self.ranges = [int(_text(zone / "max_energy_range_uj")) for zone in self.zones]
         self.scope = f"{len(self.zones)} CPU package{'s' * (len(self.zones) > 1)}, without memory"

@@ -20,7 +20,6 @@ import json
 import os
 import re
 import select
-import shlex
 import shutil
 import struct
 import subprocess
@@ -40,7 +39,7 @@ from ..errors import I2IError, UnavailableError
 from ..quant import Quantised, nndct, with_positions
 from ..quant import graph as g
 from ..quant.fixed_point import to_integers
-from ..runtime import OPTIONAL, Availability
+from ..runtime import OPTIONAL, Availability, split_command
 from . import vart_worker
 from .runner import check_batch
 from .xmodel import BOARDS, compile_xmodel, fingerprint, hexadecimal, sidecar
@@ -64,9 +63,12 @@ def status(card: str | int | None = None) -> Availability:
         card: As in :class:`VartRunner`.
     """
     try:
+        _check_system()
         done = subprocess.run(
             [*_python(), "-c", _SOURCE], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
         )
+    except UnavailableError as error:
+        return Availability(False, str(error))
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         return Availability(False, f"{PYTHON} names no Python that answers: {error}")
     if done.returncode:
@@ -82,8 +84,15 @@ def status(card: str | int | None = None) -> Availability:
     return Availability(True, f"vart {found['vart']}".strip() + f", DPU {hexadecimal(dpu)}")
 
 
+def _check_system() -> None:
+    """AMD has no driver of the card for Windows, whose pipes could not be waited for with a time limit either."""
+    if sys.platform == "win32":
+        remedy = OPTIONAL["vart"] + "."
+        raise UnavailableError("vart", expected="Linux, where the card's driver is", got="Windows", remedy=remedy)
+
+
 def _python() -> list[str]:
-    return shlex.split(os.environ.get(PYTHON) or "") or [sys.executable]
+    return split_command(os.environ.get(PYTHON) or "") or [sys.executable]
 
 
 def _symbol(text: str) -> str:
@@ -100,7 +109,7 @@ def _card(card: str | int | None) -> int:
     if command is None:
         raise UnavailableError("DPU", expected="a card that tells its fingerprint", got="no tool for it", remedy=remedy)
     try:
-        done = subprocess.run(shlex.split(command), capture_output=True, text=True, errors="replace", timeout=120)
+        done = subprocess.run(split_command(command), capture_output=True, text=True, errors="replace", timeout=120)
         text = done.stdout + done.stderr
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         text = str(error)
@@ -156,6 +165,7 @@ class VartRunner:
             raise I2IError("jobs, timeout_s", expected="1 or more, above 0", got=(jobs, timeout_s))
         if quantised is not None and tail is not None:
             raise I2IError("quantised, tail", expected="one of them", got="both")
+        _check_system()
         self.path, self.jobs, self.timeout_s = Path(xmodel).absolute(), jobs, timeout_s
         self.made_for, self.about = read_xmodel(self.path).fingerprint, sidecar(self.path) or {}
         self.card = _card(card)

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import I2IError, IntegrityError, UnavailableError
-from ..runtime import Availability, atomic_path, write_json
+from ..runtime import Availability, atomic_path, split_command, write_json
 
 VAI_C = "I2I_VAI_C"  # the compiler: a path, or a command that ends in one
 _COMPILER = "vai_c_xir"
@@ -300,7 +300,7 @@ def compile_xmodel(
 def _words(command: str | None) -> list[str]:
     told = command or os.environ.get(VAI_C) or ""
     try:
-        return shlex.split(told) or [_COMPILER]
+        return split_command(told) or [_COMPILER]
     except ValueError as error:
         raise I2IError(f"command, {VAI_C}", expected="a path or a command", got=f"{told!r} ({error})") from None
 

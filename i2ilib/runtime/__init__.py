@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import secrets
+import shlex
 import shutil
 import sys
 import warnings
@@ -191,7 +192,8 @@ OPTIONAL = {
     "vart": _AMD,
     "nncf": "pip install nncf; it is only a peer to compare with",
     "zeus": "pip install zeus; without it energy is not measured on NVIDIA GPUs",
-    "compiler": "Needs a C++ compiler (g++ or clang++) on the path, or named by CXX; only torch.compile does",
+    "compiler": "Needs a C++ compiler on the path (g++; clang++ on macOS, cl on Windows), or named by CXX; only "
+    "torch.compile does",
     "cuda": "Needs an NVIDIA GPU with its driver and a CUDA build of PyTorch; the CPU works without it",
 }
 
@@ -232,7 +234,8 @@ def available(name: str) -> Availability:
             return Availability(True, torch.cuda.get_device_name())
         return Availability(False, OPTIONAL["cuda"])
     if name == "compiler":
-        found = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("clang++")
+        usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # what torch.compile calls
+        found = shutil.which(os.environ.get("CXX") or usual)
         return Availability(True, Path(found).name) if found else Availability(False, OPTIONAL["compiler"])
     try:
         module = require(name)
@@ -242,6 +245,23 @@ def available(name: str) -> Availability:
         return Availability(False, "the module named xir here is not AMD's. " + _AMD)
     found = getattr(module, "__version__", None) or versions(name).get(name, "")
     return Availability(True, f"{name} {found}".strip())
+
+
+def split_command(command: str) -> list[str]:
+    """The words of a command that a setting holds, as a shell splits them; a backslash of Windows is part of a path.
+
+    Raises:
+        ValueError: If a quotation does not end.
+
+    Example:
+        >>> split_command("docker exec 'my container' python3")
+        ['docker', 'exec', 'my container', 'python3']
+    """
+    split = shlex.shlex(command, posix=True)
+    split.whitespace_split, split.commenters = True, ""
+    if sys.platform == "win32":
+        split.escape = ""
+    return list(split)
 
 
 def _guard_torchvision() -> None:
