@@ -51,7 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     matte.add_argument("out", type=Path, help="folder for alpha/ and rgba/; an interrupted run goes on there")
     matte.add_argument("--model", type=Path, required=True, metavar="WEIGHTS", help="a .safetensors file")
     backends = "\n".join(f"{name}: {about}" for name, (_, about) in BACKENDS.items())
-    matte.add_argument("--backend", default="openvino-int8", choices=list(BACKENDS), metavar="NAME", help=backends)
+    auto = "auto (default): the fastest that gives the exact integers on this machine\n"
+    choices = ["auto", *BACKENDS]
+    matte.add_argument("--backend", default="auto", choices=choices, metavar="NAME", help=auto + backends)
     matte.add_argument("--format", default="png", choices=["png", "tif", "exr"], help="of the results (default: png)")
     matte.add_argument(
         "--input-colour",
@@ -146,34 +148,46 @@ def _say(options: argparse.Namespace, result: dict, text: str) -> None:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from .deploy import backends
-    from .runtime import OPTIONAL, available, cpu_name, versions
+    from .deploy import backends, fastest_exact
+    from .runtime import OPTIONAL, available, this_machine, versions
 
+    machine, (default, why) = this_machine(), fastest_exact()
     result = {
-        "cpu": cpu_name(),
+        "cpu": str(machine),
+        "machine": machine.describe(),
         "versions": versions(),
+        "default_backend": {"name": default, "reason": why},
         "backends": {name: {"ok": bool(a), "reason": a.reason} for name, a in backends().items()},
         "optional": {name: {"ok": bool(a), "reason": a.reason} for name in OPTIONAL for a in [available(name)]},
     }
-    lines = [result["cpu"], ""]
+    units = ", ".join(result["machine"]["units"]) or "no vector or matrix unit that is known here"
+    lines = [
+        f"{machine}, {machine.memory_gib:g} GiB",
+        f"units: {units}",
+        f"default backend: {default}: {why}",
+        "",
+    ]
     for title in ("backends", "optional"):
         lines += [title] + [
-            f"  {'yes' if v['ok'] else 'no ':3}  {k:15} {v['reason']}" for k, v in result[title].items()
+            f"  {'yes' if v['ok'] else 'no ':3}  {k:19} {v['reason']}" for k, v in result[title].items()
         ]
     _say(options, result, "\n".join(lines))
     return 0
 
 
 def _matte(options: argparse.Namespace) -> int:
-    from .deploy import open_runner
+    from .deploy import fastest_exact, open_runner
     from .frames import open_clip
     from .pipeline import MatteOptions, matte_clip
 
     clip = open_clip(options.frames)
+    backend, why = fastest_exact() if options.backend == "auto" else (options.backend, "as asked for")
+    if not options.json:
+        print(f"backend {backend}: {why}", file=sys.stderr)
     names = [field.name for field in dataclasses.fields(MatteOptions)]
     chosen = MatteOptions(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     runner, meta = open_runner(
-        options.backend,
+        backend,
         options.model,
         patch=chosen.patch,
         calibration=lambda meta: _calibration(clip, dataclasses.replace(chosen, q_in=meta.get("q_in", 1))),
@@ -187,10 +201,10 @@ def _matte(options: argparse.Namespace) -> int:
             dataclasses.replace(chosen, q_in=meta.get("q_in", 1)),
             suffix="." + options.format,
             premultiply={"auto": None, "straight": False, "premultiplied": True}[options.rgba],
-            identity={"weights": _sha256(options.model), "backend": options.backend},
+            identity={"weights": _sha256(options.model), "backend": backend},
             overwrite=options.overwrite,
         )
-    result = dataclasses.asdict(report) | {"out": str(options.out)}
+    result = dataclasses.asdict(report) | {"out": str(options.out), "backend": backend}
     text = f"{len(report.written)} written, {len(report.kept)} kept, {len(report.failed)} failed; {options.out}"
     _say(options, result, text)
     return 1 if report.failed else 0

@@ -1,5 +1,6 @@
 """The exact executor against PyTorch's own operators in float64, exact below 2^53, in every int8 value."""
 
+import dataclasses
 import gc
 import itertools
 import weakref
@@ -15,6 +16,7 @@ from i2ilib import I2IError
 from i2ilib.models import Generator, SRUNet, UNet, reparametrise
 from i2ilib.quant import graph as g
 from i2ilib.quant import integer, quantise, with_positions
+from i2ilib.runtime import this_machine
 
 SLOPE = 26 / 256
 
@@ -253,7 +255,7 @@ def test_parts_cover_the_channels_and_stay_below_the_limit(channels, out, kernel
     limit = half * 128 * kernel**2 * 3  # a channel at its largest always fits
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integer, "FLOAT32", limit)
-        parts = integer._chunks(weight, half)
+        parts = integer.chunks(half * weight.long().abs().sum((2, 3)))
     assert [i for part in parts for i in range(channels)[part]] == list(range(channels))
     for part in parts:
         assert half * int(weight[:, part].long().abs().sum((1, 2, 3)).max()) <= limit
@@ -272,14 +274,15 @@ def test_double_precision_is_left_for_kernels_beyond_float32(monkeypatch):
     agree(quantised, x)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "pays"), [(1.0, 2.0, True), (2.0, 1.0, False)])
-def test_the_faster_exact_product_is_taken(monkeypatch, ours, theirs, pays):
-    monkeypatch.setattr(integer, "int8_exact", lambda: True)
-    times = iter((ours, theirs))
-    monkeypatch.setattr(integer, "_seconds", lambda work: next(times))
+@pytest.mark.parametrize(
+    ("units", "exact", "pays"),
+    [(("avx2", "avx_vnni"), True, True), (("amx_int8",), False, False), (("avx2",), True, False), ((), True, False)],
+)
+def test_int8_products_are_taken_where_they_are_fast_and_exact(monkeypatch, units, exact, pays):
+    machine = dataclasses.replace(this_machine(), units=units)
+    monkeypatch.setattr(integer, "this_machine", lambda: machine)
+    monkeypatch.setattr(integer, "int8_exact", lambda: exact)
     assert integer.int8_pays.__wrapped__() is pays
-    monkeypatch.setattr(integer, "int8_exact", lambda: False)
-    assert not integer.int8_pays.__wrapped__()
 
 
 @pytest.mark.parametrize("offset", ["first", "second"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import importlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,42 +14,114 @@ from torch import nn
 
 from ..errors import I2IError
 from ..quant import Quantised
-from ..runtime import CACHE, Availability, available
+from ..runtime import CACHE, Availability, available, this_machine
 from .bench import bench
+from .probe import SATURATES
 from .runner import Runner, verify
 
-__all__ = ["BACKENDS", "Runner", "backends", "bench", "make_runner", "open_runner", "verify"]
+__all__ = ["BACKENDS", "Runner", "backends", "bench", "fastest_exact", "make_runner", "open_runner", "status", "verify"]
 
-# backend: (library or device it needs, what it is)
+# backend: (libraries, devices and abilities that it needs, what it is)
 BACKENDS = {
-    "torch": ("torch", "PyTorch eager, float32"),
-    "torch-bf16": ("torch", "PyTorch eager, bfloat16 autocast"),
-    "torch-compiled": ("compiler", "torch.compile, float32 (some 15 s to open)"),
-    "torch-compiled-bf16": ("compiler", "torch.compile, bfloat16 (some 15 s to open)"),
-    "torch-cuda": ("cuda", "PyTorch eager on an NVIDIA GPU, float32"),
-    "torch-cuda-bf16": ("cuda", "PyTorch on an NVIDIA GPU as a CUDA graph, bfloat16"),
-    "torch-cuda-float16": ("cuda", "PyTorch on an NVIDIA GPU as a CUDA graph, float16"),
-    "onnxruntime": ("onnxruntime", "ONNX Runtime on the CPU, float32"),
-    "onnxruntime-int8": ("onnxruntime", "ONNX Runtime on the CPU, INT8 in the DPU's scheme"),
-    "openvino": ("openvino", "OpenVINO on the CPU, float32"),
-    "openvino-bf16": ("openvino", "OpenVINO on the CPU, bfloat16"),
-    "openvino-int8": ("openvino", "OpenVINO on the CPU, INT8 in the DPU's scheme"),
-    "exact": ("torch", "the DPU's integers, computed by PyTorch on the CPU"),
-    "tensorrt": ("tensorrt", "TensorRT on an NVIDIA GPU, float32"),
-    "tensorrt-float16": ("tensorrt", "TensorRT on an NVIDIA GPU, float16"),
-    "tensorrt-int8": ("tensorrt", "TensorRT on an NVIDIA GPU, INT8 in the DPU's scheme"),
-    "u50": ("vart", "AMD Alveo U50 through VART, from an xmodel beside the weights"),
+    "torch": (("torch",), "PyTorch eager, float32"),
+    "torch-bf16": (("torch", "bf16"), "PyTorch eager, bfloat16 autocast"),
+    "torch-compiled": (("compiler",), "torch.compile, float32 (some 15 s to open)"),
+    "torch-compiled-bf16": (("compiler", "bf16"), "torch.compile, bfloat16 (some 15 s to open)"),
+    "torch-cuda": (("cuda",), "PyTorch eager on an NVIDIA GPU, float32"),
+    "torch-cuda-bf16": (("cuda",), "PyTorch on an NVIDIA GPU as a CUDA graph, bfloat16"),
+    "torch-cuda-float16": (("cuda",), "PyTorch on an NVIDIA GPU as a CUDA graph, float16"),
+    "onnxruntime": (("onnxruntime",), "ONNX Runtime on the CPU, float32"),
+    "onnxruntime-int8": (("onnxruntime", "ONNX Runtime's INT8"), "ONNX Runtime on the CPU, INT8 in the DPU's scheme"),
+    "openvino": (("openvino",), "OpenVINO on the CPU, float32"),
+    "openvino-bf16": (("openvino", "bf16", "OpenVINO's bf16"), "OpenVINO on the CPU, bfloat16"),
+    "openvino-int8": (("openvino", "OpenVINO's INT8"), "OpenVINO on the CPU, INT8 in the DPU's scheme"),
+    "openvino-int8-float": (("openvino",), "OpenVINO on the CPU, the DPU's integers as float32 values"),
+    "exact": (("torch",), "the DPU's integers, computed by PyTorch on the CPU"),
+    "tensorrt": (("tensorrt",), "TensorRT on an NVIDIA GPU, float32"),
+    "tensorrt-float16": (("tensorrt",), "TensorRT on an NVIDIA GPU, float16"),
+    "tensorrt-int8": (("tensorrt",), "TensorRT on an NVIDIA GPU, INT8 in the DPU's scheme"),
+    "u50": (("vart",), "AMD Alveo U50 through VART, from an xmodel beside the weights"),
 }
-INTEGER = ("onnxruntime-int8", "openvino-int8", "exact", "tensorrt-int8", "u50")
+INTEGER = ("onnxruntime-int8", "openvino-int8", "openvino-int8-float", "exact", "tensorrt-int8", "u50")
+EXACT = {  # of those on the CPU, each equal to the exact integers where it is available; the fastest first
+    "openvino-int8": "this processor's int8 sums are exact",
+    "openvino-int8-float": "this processor's int8 sums saturate, its float32 sums hold every integer",
+    "exact": "OpenVINO is not here",
+}
+
+
+def _tensorrt() -> Availability:
+    from . import tensorrt_engine
+
+    return tensorrt_engine.status()
+
+
+def _vart() -> Availability:
+    from . import vart
+
+    return vart.status()
+
+
+def _bf16() -> Availability:
+    if units := this_machine().bf16:
+        return Availability(True, units[-1])
+    return Availability(False, f"{this_machine()}: no unit for bfloat16, which would be emulated, slower than float32")
+
+
+def _openvino_bf16() -> Availability:
+    from . import openvino
+
+    if "BF16" in openvino.abilities():
+        return Availability(True, "bfloat16")
+    return Availability(False, f"{this_machine()}: OpenVINO would run float32 in its place")
+
+
+def _int8(engine: str) -> Availability:
+    """Whether an engine's INT8 gives true integers here; the engine is asked."""
+    if importlib.import_module(f".{engine}", __package__).exact_int8():
+        return Availability(True, "exact int8 sums")
+    instead = "openvino-int8-float gives the exact ones"
+    return Availability(False, f"{this_machine()}: {SATURATES}; {instead}")
+
+
+_ASKED = {
+    "tensorrt": _tensorrt,
+    "vart": _vart,
+    "bf16": _bf16,
+    "OpenVINO's bf16": _openvino_bf16,
+    "OpenVINO's INT8": functools.partial(_int8, "openvino"),
+    "ONNX Runtime's INT8": functools.partial(_int8, "onnxruntime"),
+}
+
+
+def status(backend: str) -> Availability:
+    """Whether a backend can run here and will do what its name says, and why not.
+
+    Raises:
+        I2IError: If the backend is unknown.
+    """
+    if backend not in BACKENDS:
+        raise I2IError("backend", expected=" or ".join(BACKENDS), got=repr(backend))
+    first = None  # tells what and which version
+    for needed in BACKENDS[backend][0]:
+        answer = _ASKED[needed]() if needed in _ASKED else available(needed)
+        if not answer:
+            return answer
+        first = first or answer
+    return first
 
 
 def backends() -> dict[str, Availability]:
     """Every backend that a command takes, and whether it can run here."""
-    from . import tensorrt_engine, vart
+    return {name: status(name) for name in BACKENDS}
 
-    asked = {"tensorrt": tensorrt_engine.status, "vart": vart.status}
-    found = {needs: asked.get(needs, lambda needs=needs: available(needs))() for needs, _ in BACKENDS.values()}
-    return {name: found[needs] for name, (needs, _) in BACKENDS.items()}
+
+def fastest_exact() -> tuple[str, str]:
+    """The backend that commands and notebooks take when none is named, and the reason in a few words.
+
+    It is the fastest on the CPU that gives the exact integers on this machine.
+    """
+    return next((name, why) for name, why in EXACT.items() if status(name))
 
 
 def make_runner(
@@ -70,9 +144,7 @@ def make_runner(
     Raises:
         I2IError: If the backend is unknown or cannot run here, or what it needs is not given.
     """
-    if backend not in BACKENDS:
-        raise I2IError("backend", expected=" or ".join(BACKENDS), got=repr(backend))
-    if not (there := backends()[backend]):
+    if not (there := status(backend)):
         raise I2IError(f"backend {backend}", expected="what it needs", got=there.reason)
     if backend in INTEGER and quantised is None:
         raise I2IError(f"backend {backend}", expected="a quantised network", got="none")
@@ -97,7 +169,7 @@ def make_runner(
             remedy = "Export it by AMD's quantiser and compile it: i2ilib.deploy.vart.from_pytorch, or deploy.xmodel."
             raise I2IError("backend u50", expected="an xmodel compiled for the card", got="none", remedy=remedy)
         return VartRunner(xmodel, quantised=quantised)
-    network = quantised if precision == "int8" else model
+    network = quantised if backend in INTEGER else model
     if target == "onnxruntime":
         from . import onnxruntime
 
@@ -105,8 +177,7 @@ def make_runner(
     if target == "openvino":
         from . import openvino
 
-        floats = "float32" if network is quantised else precision or "float32"
-        return openvino.from_pytorch(network, example, precision=floats)
+        return openvino.from_pytorch(network, example, precision=precision or "float32")
     from . import tensorrt_engine
 
     return tensorrt_engine.from_pytorch(

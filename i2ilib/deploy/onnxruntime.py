@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import I2IError, IntegrityError
 from ..quant import Quantised
 from ..quant.export import to_onnx
 from ..runtime import cpu_name, require, versions
+from .probe import is_exact, network
 from .runner import Serial
 
 
@@ -61,6 +63,19 @@ class OnnxRuntimeRunner(Serial):
             "versions": versions("onnxruntime"),
             "origin": "measured",
         }
+
+
+@functools.cache
+def exact_int8() -> bool:
+    """Whether ONNX Runtime's optimised INT8 sums without saturating on this machine, asked by a small network.
+
+    Raises:
+        UnavailableError: If ONNX Runtime is not installed.
+    """
+    ort = require("onnxruntime")
+    file, x, _ = network()
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return is_exact(session.run(None, {"x": x})[0])
 
 
 def from_pytorch(model: nn.Module | Quantised, example: torch.Tensor, *, optimise: bool = True) -> OnnxRuntimeRunner:

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU: the embedded default, with INT8 on AMX or VNNI where the machine has them."""
+"""OpenVINO on the CPU: the embedded default, in INT8 where this processor's int8 sums are exact, else in float32."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from ..errors import I2IError, IntegrityError
 from ..quant import Quantised
 from ..quant.export import to_onnx
 from ..runtime import require, versions
+from .probe import SATURATES, is_exact, network
 from .runner import check_batch
 
-PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32"}  # the hint is for what is not quantised
+# with the hint for what is not quantised
+PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32", "int8-float": "f32"}
 CONVOLUTIONS = ("Convolution", "Deconvolution")
 
 
@@ -36,6 +38,16 @@ def _core():
     return openvino.Core()
 
 
+def abilities() -> list[str]:
+    """What OpenVINO says that it can do on this CPU: "FP32", "INT8", "BF16" and so on.
+
+    Raises:
+        UnavailableError: If OpenVINO is not installed.
+    """
+    require("openvino")
+    return _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoRunner:
     """A network run by OpenVINO, compiled for one batch shape at a time.
 
@@ -45,8 +57,9 @@ class OpenVinoRunner:
 
     Args:
         path: A file with one input and one output: ONNX, or OpenVINO's own format.
-        precision: "float32", "bf16", or "int8" for a file with QuantizeLinear/DequantizeLinear pairs; the compiled
-            network is checked to run its convolutions so.
+        precision: "float32", "bf16", "int8" for a file with QuantizeLinear/DequantizeLinear pairs, or "int8-float" for
+            one that holds its integers as float32; of the last two the compiled network is checked to run its
+            convolutions so.
         streams: Parts computed at the same time; None: as many as there are threads, four and the batch at most. More
             than the batch are of use to a caller that submits several.
 
@@ -111,23 +124,32 @@ class OpenVinoRunner:
             self.run(torch.zeros(shape))
 
     def _prove_precision(self) -> None:
+        """Refuse a network of integers that would not be computed as such."""
+        wanted = {"int8": ("i8", "u8"), "int8-float": ("f32",)}.get(self.precision)
         ran = self.precisions()
-        if self.precision == "int8" and (not ran or set(ran.values()) - {"i8", "u8"}):
+        if wanted and (not ran or not set(ran.values()) <= set(wanted)):
             raise IntegrityError(
                 str(self.path),
-                expected="every convolution in INT8",
-                got=", ".join(f"{name} in {kind}" for name, kind in ran.items() if kind not in ("i8", "u8")) or "none",
+                expected=f"every convolution in {'INT8' if self.precision == 'int8' else 'float32'}",
+                got=", ".join(f"{name} in {kind}" for name, kind in ran.items() if kind not in wanted) or "none",
                 remedy="Quantise the network first, or run it as float32.",
             )
+        if self.precision == "int8-float" and (odd := self._layers("primitiveType", "winograd")):
+            raise IntegrityError(
+                str(self.path),
+                expected="convolutions that sum products, which float32 holds",
+                got=f"Winograd's form of {', '.join(odd)}, which it does not",
+                remedy="Run it by the exact integers, backend 'exact'.",
+            )
 
-    def precisions(self) -> dict[str, str]:
-        """The precision in which OpenVINO runs each convolution, by its name: "i8", "bf16", "f32"."""
-        found = {}
-        for op in self.compiled.get_runtime_model().get_ops():
-            info = op.get_rt_info()
-            if info["layerType"].astype(str) in CONVOLUTIONS:
-                found[op.get_friendly_name()] = info["runtimePrecision"].astype(str)
-        return found
+    def _layers(self, key: str, word: str) -> list[str]:
+        """Names of the convolutions about which OpenVINO says ``word`` under ``key``."""
+        infos = {op.get_friendly_name(): op.get_rt_info() for op in self.compiled.get_runtime_model().get_ops()}
+        return [
+            name
+            for name, info in infos.items()
+            if info["layerType"].astype(str) in CONVOLUTIONS and word in info[key].astype(str).lower()
+        ]
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         return self.submit(batch).result()
@@ -207,25 +229,51 @@ class _Whole:
                 self.future.set_result(self.out)
 
 
+@functools.cache
+def exact_int8() -> bool:
+    """Whether OpenVINO's INT8 gives true integers on this machine, asked by a small network.
+
+    Raises:
+        UnavailableError: If OpenVINO is not installed.
+    """
+    require("openvino")
+    file, x, _ = network()
+    compiled = _core().compile_model(_core().read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return is_exact(compiled(x)[0])
+
+
 def from_pytorch(
     model: nn.Module | Quantised,
     example: torch.Tensor,
     *,
-    precision: str = "float32",
+    precision: str | None = None,
     streams: int | None = None,
 ) -> OpenVinoRunner:
     """A runner for a network in memory, by way of a temporary ONNX file.
 
     Args:
-        model: A float network, or a quantised one (which runs as "int8").
+        model: A float network, or a quantised one.
         example: (N, C, H, W) float32; its height and width are kept.
-        precision: Of a float network: "float32" or "bf16".
+        precision: Of a float network: "float32" (the default) or "bf16". Of a quantised one: "int8", or "int8-float",
+            the same integers computed in float32; by default the first where it is exact on this machine.
         streams: As in :class:`OpenVinoRunner`.
+
+    Raises:
+        I2IError: If the precision does not belong to the network, or "int8" is asked for where its integers would be
+            wrong.
     """
+    integers = isinstance(model, Quantised)
+    if precision is None:
+        precision = ("int8" if exact_int8() else "int8-float") if integers else "float32"
+    known = ("int8", "int8-float") if integers else ("float32", "bf16")
+    if precision not in known:
+        raise I2IError("precision", expected=" or ".join(map(repr, known)), got=repr(precision))
+    if precision == "int8" and not exact_int8():
+        raise I2IError("precision 'int8'", expected="exact int8 sums", got=SATURATES, remedy="Use 'int8-float'.")
     with tempfile.TemporaryDirectory() as folder:  # OpenVINO has read the file whole when its runner is made
         path = Path(folder) / "model.onnx"
-        if isinstance(model, Quantised):
-            path = model.to_onnx(path, form="cpu")
-            return OpenVinoRunner(path, precision="int8", streams=streams)
-        to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
+        if integers:
+            model.to_onnx(path, form="cpu" if precision == "int8" else "float")
+        else:
+            to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
         return OpenVinoRunner(path, precision=precision, streams=streams)

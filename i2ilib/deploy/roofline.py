@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from ..errors import I2IError, IntegrityError
-from ..runtime import cpu_name, require
+from ..quant.integer import int8_pays
+from ..runtime import cpu_name, require, this_machine
 from .openvino import CONVOLUTIONS, _core
 
 BYTES = {"int8": 1, "bf16": 2, "float32": 4}  # of one value
@@ -34,7 +35,7 @@ class Peaks:
     """What libraries reach on this machine.
 
     Attributes:
-        gmacs: Most multiply-accumulates per second, 10^9, by precision.
+        gmacs: Most multiply-accumulates per second, 10^9, by precision; of those that the processor has units for.
         by: What reached it, by precision.
         bandwidth: (bytes touched again and again, 10^9 bytes per second), from the caches out to memory.
         device: The CPU, as its vendor spells it.
@@ -111,7 +112,7 @@ def peaks(*, seconds: float = 0.5, sizes: Sequence[int] = _SIZES) -> Peaks:
     """Measure the machine's roofs: the fastest of PyTorch's matrix product and OpenVINO's convolution, and a triad.
 
     Args:
-        seconds: For each of the twelve things that are timed.
+        seconds: For each of the (at most) twelve things that are timed.
         sizes: Bytes of the arrays for the bandwidth, rising; the last must exceed every cache to count as memory.
 
     Raises:
@@ -126,11 +127,12 @@ def peaks(*, seconds: float = 0.5, sizes: Sequence[int] = _SIZES) -> Peaks:
         for precision in BYTES:
             product = "torch._int_mm" if precision == "int8" else "torch.mm"
             for name, measured in ((product, _product), ("OpenVINO convolution", _convolution)):
-                found = measured(precision, seconds / _PASSES)
-                best[precision, name] = max(found, best.get((precision, name), 0.0))
+                if found := measured(precision, seconds / _PASSES):
+                    best[precision, name] = max(found, best.get((precision, name), 0.0))
         for size in sizes:
             rates[size] = max(rates[size], _triad(size, seconds / _PASSES))
-    winner = {precision: max((key for key in best if key[0] == precision), key=best.get) for precision in BYTES}
+    here = sorted({precision for precision, _ in best}, key=list(BYTES).index)
+    winner = {precision: max((key for key in best if key[0] == precision), key=best.get) for precision in here}
     gmacs = {precision: best[key] for precision, key in winner.items()}
     return Peaks(gmacs, {precision: key[1] for precision, key in winner.items()}, tuple(rates.items()), cpu_name())
 
@@ -147,7 +149,10 @@ def _best(work: Callable[[], object], seconds: float) -> float:
 
 
 def _product(precision: str, seconds: float) -> float:
+    """By PyTorch's matrix product; 0 where this processor has no unit for the precision."""
     n = _SIDE
+    if not {"int8": int8_pays(), "bf16": this_machine().bf16, "float32": True}[precision]:
+        return 0.0
     if precision == "int8":
         a, b = (torch.randint(-128, 128, (n, n), dtype=torch.int8) for _ in range(2))
         return n**3 / _best(lambda: torch._int_mm(a, b), seconds) / 1e9

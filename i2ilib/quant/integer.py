@@ -12,8 +12,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,6 +19,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from ..errors import I2IError
+from ..runtime import this_machine
 from . import graph as g
 from .fixed_point import to_integers
 from .graph import A
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
 NUMERATOR, SLOPE_BITS = 13, 7  # LeakyReLU's 26/256 as 13/2^7
 LARGEST = 2**31  # what a 32-bit sum stays below
+FAST_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8")  # units for which PyTorch's int8 product has kernels
 FLOAT32 = 2**24  # up to here float32 holds every integer
 FEW = 256  # windows up to which a matrix product is faster than a convolution, whose weights are brought into blocks first
 
@@ -173,13 +173,12 @@ class Executor:
 
 @functools.cache
 def int8_pays() -> bool:
-    """Whether PyTorch's int8 product is exact on this machine, and faster than its float32 product; both are tried.
+    """Whether PyTorch's int8 product is fast on this machine, by its units, and exact, as tried.
 
-    Where a processor has no unit for int8, PyTorch may compute value by value.
+    On a processor without such a unit PyTorch computes value by value. A race of both products would be decided by
+    whatever else the machine is doing.
     """
-    a, b = torch.ones(128, 512, dtype=torch.int8), torch.ones(512, 128, dtype=torch.int8)
-    floats = a.float(), b.float()
-    return int8_exact() and _seconds(lambda: torch._int_mm(a, b)) < _seconds(lambda: floats[0] @ floats[1])
+    return any(unit in FAST_INT8 for unit in this_machine().units) and int8_exact()
 
 
 def int8_exact() -> bool:
@@ -189,27 +188,16 @@ def int8_exact() -> bool:
     return all(bool((torch._int_mm(a, b.T.contiguous()) == int(a[0, 0]) * int(b[0, 0]) * 256).all()) for a, b in pairs)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-def _chunks(weight: Tensor, half: int) -> list[slice] | None:
+def chunks(most: Tensor) -> list[slice] | None:
     """Input channels in parts whose sums float32 holds exactly, whatever the order of summation; None: too large.
 
     Args:
-        weight: (out, in, kh, kw) int8.
-        half: The largest magnitude of an input.
+        most: (outputs, input channels) int64: the most that a channel adds to an output.
     """
-    channels = weight.shape[1]
-    most = half * weight.to(torch.int64).abs().sum((2, 3))  # of each pair of channels
+    channels = most.shape[1]
     for count in range(max(1, -(-int(most.sum(1).max()) // FLOAT32)), channels + 1):
         step = -(-channels // count)
-        parts = [slice(start, start + step) for start in range(0, channels, step)]
+        parts = [slice(start, min(start + step, channels)) for start in range(0, channels, step)]
         if all(int(most[:, part].sum(1).max()) <= FLOAT32 for part in parts):
             return parts
     return None
@@ -234,7 +222,7 @@ class _Product:
             self.matrix = _row_major(matrix.reshape(-1, self.channels))
             self.parts = None
             return
-        parts = _chunks(weight, half)
+        parts = chunks(half * weight.to(torch.int64).abs().sum((2, 3)))
         kind = torch.float64 if parts is None else torch.float32
         self.parts = [
             (part, weight[:, part].to(kind, memory_format=torch.channels_last), matrix[:, :, part].to(kind).contiguous())

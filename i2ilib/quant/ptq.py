@@ -128,26 +128,35 @@ class Quantised:
             ties: "up" moves every tensor by less than its finest step before it is rounded, so that engines, whose
                 ties go to even, round as the DPU does; "even" leaves the ties to the engine.
             form: "plain" keeps the network's operators; "cpu" computes the same integers with convolutions that suit
-                the matrix units of CPUs (:mod:`i2ilib.quant.rewrite`).
+                the matrix units of CPUs (:mod:`i2ilib.quant.rewrite`); "float" holds the same integers as float32
+                values, with rounding and saturation as operators and no Q/DQ pair, for processors whose int8 arithmetic
+                is slow or saturates (:mod:`i2ilib.quant.float_form`).
 
         Raises:
-            I2IError: If ``ties`` or ``form`` is something else, or the network has fewer than 8 bits.
+            I2IError: If ``ties`` or ``form`` is something else, the network has fewer than 8 bits, or, of "float",
+                float32 cannot hold a tensor's sums.
         """
         from .export import to_onnx
+        from .float_form import to_float
         from .rewrite import for_cpu
         from .scheme import to_qdq
         from .ties import break_ties
 
         if ties not in ("up", "even"):
             raise I2IError("ties", expected="'up' or 'even'", got=repr(ties))
-        if form not in ("plain", "cpu"):
-            raise I2IError("form", expected="'plain' or 'cpu'", got=repr(form))
+        if form not in ("plain", "cpu", "float"):
+            raise I2IError("form", expected="'plain' or 'cpu' or 'float'", got=repr(form))
+        if form == "float" and ties != "up":
+            raise I2IError("ties", expected="'up' for the form 'float', which writes the DPU's rule out", got=repr(ties))
         if self.bits != 8:
             raise I2IError("to_onnx", expected="8 bits, what engines have", got=f"{self.bits} bits")
+        example = torch.zeros(2, *self.example_shape)
         graph, sites = (self.graph, self.sites) if form == "plain" else for_cpu(self.graph, self.sites)
+        if form == "float":
+            return to_onnx(to_float(graph, sites, self.fix_positions), example, path)
         if ties == "up":
             graph, sites = break_ties(graph, sites, self.fix_positions)
-        return to_onnx(to_qdq(graph, sites, self.fix_positions), torch.zeros(2, *self.example_shape), path)
+        return to_onnx(to_qdq(graph, sites, self.fix_positions), example, path)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Keep the network, graph and int8 parameters, in one ``.safetensors``; :func:`i2ilib.quant.load` reads it."""
