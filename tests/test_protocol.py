@@ -14,7 +14,7 @@ from PIL import Image
 
 from i2ilib import models, protocol, runtime
 from i2ilib.datasets import synthetic, videomatte
-from i2ilib.train import MattingConfig
+from i2ilib.train import MattingConfig, matting
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +195,7 @@ def test_the_command_records_every_user(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "write_clip", render)
     monkeypatch.setattr(protocol, "run_user", train)
     monkeypatch.setattr(runtime, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(matting, "has_bf16", lambda device: True)
     protocol.main(["--preset", "smoke", "--patches", "7", f"--data={tmp_path / 'data'}"])
     names = [(user.actor, 75, user.height, user.width) for user in protocol.USERS]
     assert rendered == names
@@ -204,7 +205,7 @@ def test_the_command_records_every_user(tmp_path, monkeypatch):
     path = tmp_path / "results" / "matting_users_foreground.json"
     kept = json.loads(path.read_text(encoding="utf-8"))
     assert kept["provenance"]["preset"] == "smoke"
-    assert kept["result"]["config"] == dataclasses.asdict(config)
+    assert kept["result"]["config"] == dataclasses.asdict(config) and config.precision == "bf16"
     assert kept["result"]["users"] == {user.name: {"clip": user.clip} for user in protocol.USERS}
     # one user again, with the same settings: the others' rows stay; with others they would not belong together
     again = ["--preset", "smoke", "--user", "User-2", f"--data={tmp_path / 'data'}"]
@@ -215,6 +216,11 @@ def test_the_command_records_every_user(tmp_path, monkeypatch):
     assert users == kept["result"]["users"] | second
     protocol.main([*again, "--patches", "8"])
     assert json.loads(path.read_text(encoding="utf-8"))["result"]["users"] == second
+    path.write_text(json.dumps(kept), encoding="utf-8")
+    monkeypatch.setattr(matting, "has_bf16", lambda device: False)  # a machine of another precision is other settings
+    protocol.main([*again, "--patches", "7"])
+    moved = json.loads(path.read_text(encoding="utf-8"))["result"]
+    assert moved == {"config": kept["result"]["config"] | {"precision": "float32"}, "users": second}
     monkeypatch.setattr(protocol, "run_user", train)
     rendered.clear()
     protocol.main(["--preset", "smoke", "--mode", "composite", "--user", "User-2", f"--data={tmp_path / 'data'}"])

@@ -6,6 +6,7 @@ the moment matters, the process sends the signal to itself.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 
 from i2ilib import cli
+from i2ilib.train import matting
 
 STEPS = 8  # two epochs of four
 OPTIONS = ["--preset=smoke", "--epochs=2", "--patches=4", "--width=4", "--json", "--save-every"]
@@ -107,7 +109,9 @@ def whole(clip, tmp_path_factory):
     process = start(clip, out, save_every=3600)
     told, problem = process.communicate(timeout=120)
     assert process.returncode == 0, problem
-    assert json.loads(told)["steps"] == STEPS
+    told = json.loads(told)
+    units = matting.has_bf16("cuda" if torch.cuda.is_available() else "cpu")
+    assert (told["steps"], told["precision"]) == (STEPS, "bf16" if units else "float32")
     return out
 
 
@@ -308,6 +312,12 @@ def rewrite(change):
     return run
 
 
+def without_precision(header):
+    """A header without checksum that has a list in the precision's place."""
+    kept = {key: text for key, text in header.items() if key != "sha256"}
+    return {key: re.sub(r'("precision": )"\w+"', r"\1[8]", text) for key, text in kept.items()}
+
+
 def cut(share):
     return lambda path: os.truncate(path, int(path.stat().st_size * share))
 
@@ -339,6 +349,7 @@ DAMAGES = {
     "no header": rewrite(lambda tensors, _: (tensors, None)),
     "no JSON": rewrite(lambda tensors, header: (tensors, dict.fromkeys(header, "{"))),
     "no configuration": rewrite(lambda tensors, header: (tensors, dict.fromkeys(header, '{"about": {}}'))),
+    "no precision": rewrite(lambda tensors, header: (tensors, without_precision(header))),
     "a tensor less": rewrite(lambda tensors, _: tensors.pop(WEIGHT) is None),
     "another shape": rewrite(lambda tensors, _: tensors.update({WEIGHT: torch.zeros(3)})),
 }
@@ -365,7 +376,6 @@ def test_checkpoint_that_is_none(clip, whole, tmp_path, capsys, damage):
         ("--epochs=3", "epochs=2 instead of 3"),
         ("--width=8", "discriminator_width=4 instead of 8, width=4 instead of 8"),
         ("--seed=1", "seed=0 instead of 1"),
-        ("--precision=float32", "precision='bf16' instead of 'float32'"),
     ],
 )
 def test_checkpoint_of_another_configuration(clip, whole, capsys, option, changed):
@@ -375,6 +385,24 @@ def test_checkpoint_of_another_configuration(clip, whole, capsys, option, change
     assert code == 2 and not told.out and whole.read_bytes() == before
     assert told.err.startswith(f"i2i: {whole.with_suffix('') / 'checkpoint.safetensors'}: ")
     assert changed in told.err and told.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_on_another_machine_the_precision_is_kept(clip, whole, capsys, monkeypatch, units):
+    """And another one that is asked for is refused."""
+    path = whole.with_suffix("") / "checkpoint.safetensors"
+    kept = json.loads(read(path)[1]["i2ilib-checkpoint"])["about"]["config"]["precision"]
+    other = {"bf16": "float32", "float32": "bf16"}[kept]
+    before = path.read_bytes()
+    monkeypatch.setattr(matting, "has_bf16", lambda device: units)
+    for option in ([], ["--precision=auto"], [f"--precision={kept}"]):
+        assert cli.main(["train", str(clip), str(whole), *OPTIONS, "0", *option]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["steps"], told["precision"]) == (STEPS, kept)
+    assert cli.main(["train", str(clip), str(whole), *OPTIONS, "0", f"--precision={other}"]) == 2
+    told = capsys.readouterr()
+    assert not told.out and path.read_bytes() == before
+    assert f"precision={kept!r} instead of {other!r}" in told.err and told.err.count("\n") == 1
 
 
 def test_a_training_at_its_end_stays_as_it_is(clip, whole, capsys):

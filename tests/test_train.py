@@ -22,6 +22,7 @@ from torch import nn
 from i2ilib import I2IError, IntegrityError, models
 from i2ilib.datasets import videomatte
 from i2ilib.models import Discriminator, Generator
+from i2ilib.runtime import machine
 from i2ilib.train import (
     History,
     MattingConfig,
@@ -30,10 +31,11 @@ from i2ilib.train import (
     checkpoint,
     fit,
     loop,
+    matting,
     matting_config,
     train_matting,
 )
-from i2ilib.train.matting import best_epoch, settle_mode
+from i2ilib.train.matting import best_epoch, has_bf16, settle_mode, settle_precision
 
 TINY = {"width": 4, "discriminator_width": 4, "epochs": 2}
 FOREVER = 1e9  # seconds between checkpoints: only epochs write them
@@ -508,7 +510,7 @@ def test_a_checkpoint_is_plain_tensors_and_json(folder):
         header = json.loads(file.metadata()["i2ilib-checkpoint"])
         names = set(file.keys())
         assert file.get_tensor("history/l1").dtype == torch.float64
-    assert header["about"]["config"] == dataclasses.asdict(MattingConfig(**TINY))
+    assert header["about"]["config"] == dataclasses.asdict(settle_precision(MattingConfig(**TINY), "cpu"))
     assert {"module/generator/head.conv.weight", "optimiser/discriminator/0/exp_avg", "history/seconds"} <= names
 
 
@@ -643,6 +645,97 @@ def test_a_mode_that_does_not_exist_is_refused(clips):
         on_clips(clips["walk"], mode="glow")
 
 
+@pytest.fixture
+def processor(monkeypatch):
+    """A processor with certain units, whatever this one has."""
+
+    def have(*units, onednn=True):
+        found = {"architecture": "x86_64"} | dict.fromkeys(("avx", "avx2", *units), True)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+        machine._machine.cache_clear()
+
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    yield have
+    machine._machine.cache_clear()
+
+
+BF16 = {True: "avx512_bf16", False: "avx512_vnni"}  # a unit of a processor with bf16, and of one without
+
+
+@pytest.mark.parametrize(
+    ("units", "onednn", "limit", "expected"),
+    [
+        ((), True, "", "float32"),
+        (("avx512_f", "avx512_vnni"), True, "", "float32"),
+        (("avx512_f", "avx512_bf16"), True, "", "bf16"),
+        (("amx_bf16",), True, "", "bf16"),
+        (("bf16",), True, "", "bf16"),  # ARM's
+        (("amx_bf16",), False, "", "float32"),
+        (("amx_bf16",), True, "AVX512_CORE_VNNI", "float32"),
+    ],
+)
+def test_the_precision_that_the_processor_has_is_chosen(processor, monkeypatch, units, onednn, limit, expected):
+    processor(*units, onednn=onednn)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert settle_precision(MattingConfig(seed=3), "cpu") == MattingConfig(seed=3, precision=expected)
+    made = task()
+    assert made.config["precision"] == made.options.precision == expected
+    with made._precision():
+        assert torch.is_autocast_enabled("cpu") == (expected == "bf16")
+    for chosen in ("bf16", "float32"):
+        assert task(precision=chosen).config["precision"] == chosen
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_the_precision_that_a_gpu_has_is_chosen(monkeypatch, units):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or units)
+    assert has_bf16("cuda:0") == units
+    assert settle_precision(MattingConfig(), "cuda").precision == ("bf16" if units else "float32")
+    assert settle_precision(MattingConfig(), "mps").precision == "float32"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_training_goes_on_in_the_precision_that_it_began_in(processor, tmp_path, bf16):
+    def made(folder, **fields):
+        source = Squares()
+        source.steps_per_epoch = 2
+        return MattingTask(MattingConfig(**TINY | {"epochs": 1} | fields), source, folder=folder)
+
+    def cut(history):
+        if len(history) == 2:  # which is not saved, the first is
+            raise RuntimeError("power cut")
+
+    precision, other = ("bf16", "float32") if bf16 else ("float32", "bf16")
+    whole = made(tmp_path / "whole", precision=precision)
+    train(whole, whole.folder)
+    processor(BF16[bf16])
+    begun = made(tmp_path / "moved")
+    with pytest.raises(RuntimeError):
+        train(begun, begun.folder, save_every=0.0, on_step=cut)
+    assert steps_saved(begun.folder) == (1, 0)
+    processor(BF16[not bf16])
+    with pytest.raises(IntegrityError, match=f"precision='{precision}' instead of '{other}'"):
+        train(made(begun.folder, precision=other), begun.folder)
+    second = made(begun.folder)
+    history = train(second, begun.folder)
+    assert second.config == whole.config == history.config and history.config["precision"] == precision
+    assert_equal(second, whole)
+    assert made(tmp_path / "new").config["precision"] == other
+
+
+def test_emulated_bf16_is_told(root, tmp_path, monkeypatch, capsys):
+    out, config = tmp_path / "m.safetensors", MattingConfig(**TINY | {"epochs": 1, "patches": 1})
+    train_matting(root, out, dataclasses.replace(config, precision="bf16"), progress=False)
+    assert capsys.readouterr().out == ""
+    for units in (True, False):
+        monkeypatch.setattr(matting, "has_bf16", lambda device, units=units: units)
+        history = train_matting(root, out, config)
+        told = [line for line in capsys.readouterr().out.splitlines() if "bf16" in line]
+        assert history.config["precision"] == "bf16"
+        assert len(told) == (not units) and all(str(tmp_path / "m") in line for line in told)
+
+
 def test_more_patches_a_step_than_an_epoch_has_are_refused(clips):
     with pytest.raises(I2IError, match=r"batch.*at most the 3 patches"):
         on_clips(clips["walk"], batch=4)
@@ -768,7 +861,7 @@ def test_what_is_kept_after_training(root, tmp_path):
         assert model.config.width == 4 and model.config.out_channels == 1 and model.config.dropout == 0
         assert (meta["q_in"], meta["colour"], meta["task"]) == (4, "srgb", "matting")
         trained = meta["trained"]
-        assert trained == dataclasses.asdict(config) | {
+        assert trained == dataclasses.asdict(settle_precision(config, "cpu")) | {
             "clip": "walk",
             "frames": [0, 1, 2],
             "epoch": epoch,
