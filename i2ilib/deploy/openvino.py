@@ -134,22 +134,27 @@ class OpenVinoRunner:
                 got=", ".join(f"{name} in {kind}" for name, kind in ran.items() if kind not in wanted) or "none",
                 remedy="Quantise the network first, or run it as float32.",
             )
-        if self.precision == "int8-float" and (odd := self._layers("primitiveType", "winograd")):
+        kernels = self._told("primitiveType")
+        if self.precision == "int8-float" and (odd := [name for name, kind in kernels.items() if "wino" in kind.lower()]):
             raise IntegrityError(
                 str(self.path),
                 expected="convolutions that sum products, which float32 holds",
-                got=f"Winograd's form of {', '.join(odd)}, which it does not",
+                got=f"Winograd's form of {', '.join(odd)}, whose sums it does not",
                 remedy="Run it by the exact integers, backend 'exact'.",
             )
 
-    def _layers(self, key: str, word: str) -> list[str]:
-        """Names of the convolutions about which OpenVINO says ``word`` under ``key``."""
-        infos = {op.get_friendly_name(): op.get_rt_info() for op in self.compiled.get_runtime_model().get_ops()}
-        return [
-            name
-            for name, info in infos.items()
-            if info["layerType"].astype(str) in CONVOLUTIONS and word in info[key].astype(str).lower()
-        ]
+    def precisions(self) -> dict[str, str]:
+        """The precision in which OpenVINO runs each convolution, by its name: "i8", "bf16", "f32"."""
+        return self._told("runtimePrecision")
+
+    def _told(self, key: str) -> dict[str, str]:
+        """What OpenVINO says of each convolution, by its name."""
+        found = {}
+        for op in self.compiled.get_runtime_model().get_ops():
+            info = op.get_rt_info()
+            if info["layerType"].astype(str) in CONVOLUTIONS:
+                found[op.get_friendly_name()] = info[key].astype(str)
+        return found
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         return self.submit(batch).result()

@@ -72,7 +72,7 @@ class _Rewriting:
     def run(self) -> fx.GraphModule:
         for node in self.root.graph.nodes:
             if node.op == "output":
-                self.graph.output((self._single(self.values[node.args[0][0]]),))
+                self.graph.output(self._single(self.values[node.args[0][0]]))
             else:
                 self.values[node] = self._placed(node, self._compute(node))
         self.graph.eliminate_dead_code()
