@@ -77,6 +77,12 @@ class Machine:
         """Units that multiply bfloat16."""
         return tuple(unit for unit in self.units if unit in BF16)
 
+    @property
+    def kind(self) -> str:
+        """One word for file names: the strongest unit, "amx" or "avx2" say, or the architecture where none is known."""
+        strongest = self.units[-1] if self.units else self.architecture
+        return "amx" if strongest.startswith("amx") else strongest
+
     def describe(self) -> dict[str, object]:
         """For JSON: every field, the units as people call them."""
         return dataclasses.asdict(self) | {"units": [UNITS[unit] for unit in self.units]}
