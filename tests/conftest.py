@@ -25,8 +25,9 @@ def shared(name: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_figures():
-    """A test's figures, and what it changes of Matplotlib's settings, end with it."""
+    """A test's figures end with it; it begins with Matplotlib's own settings, whatever fixture or test came before."""
     with plt.rc_context():
+        plt.rcdefaults()  # fixtures of a module are older than this one, and ``start`` sets the house style
         yield
     plt.close("all")
 

@@ -22,11 +22,8 @@ from i2ilib.quant.correct import Pair
 
 
 @pytest.fixture(autouse=True)
-def clean():
-    with matplotlib.rc_context():
-        plots.style()
-        yield
-    plt.close("all")
+def house_style():
+    plots.style()
 
 
 def test_import_of_the_package_stays_light():
