@@ -42,7 +42,12 @@ from i2ilib.quant import Quantised, quantise
 
 PEER, NNCF = "torch", "openvino-nncf"
 LIMITS = {"float32": 1e-4, "bf16": 0.1, "float16": 0.02, "int8": 0.1}  # most apart from float, of the largest output
-LSB = {"openvino-int8": 0.5, "openvino-int8-float": 0.5, "exact": 0.5, "u50": 0.5}  # no integer may differ; others fuse, and round ties to even
+LSB = {
+    "openvino-int8": 0.5,
+    "openvino-int8-float": 0.5,
+    "exact": 0.5,
+    "u50": 0.5,
+}  # no integer may differ; others fuse, and round ties to even
 FUSED = 8.0
 
 
@@ -100,7 +105,9 @@ def main() -> None:
     numbers = {"n": (5, "rounds"), "batch": (32, "patches a batch"), "width": (64, "filters of the first convolution")}
     parser = arguments(__doc__, **numbers)
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join([*BACKENDS, NNCF])} (default: all)")
-    parser.add_argument("--record", action="store_true", help="keep the table in data/results/deployment_<kind of CPU>.json")
+    parser.add_argument(
+        "--record", action="store_true", help="keep the table in data/results/deployment_<kind of CPU>.json"
+    )
     options = parser.parse_args()
     run = i2ilib.start(0)
     ours, why = fastest_exact()

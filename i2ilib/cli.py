@@ -182,8 +182,6 @@ def _matte(options: argparse.Namespace) -> int:
 
     clip = open_clip(options.frames)
     backend, why = fastest_exact() if options.backend == "auto" else (options.backend, "as asked for")
-    if not options.json:
-        print(f"backend {backend}: {why}", file=sys.stderr)
     names = [field.name for field in dataclasses.fields(MatteOptions)]
     chosen = MatteOptions(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     runner, meta = open_runner(
@@ -192,6 +190,8 @@ def _matte(options: argparse.Namespace) -> int:
         patch=chosen.patch,
         calibration=lambda meta: _calibration(clip, dataclasses.replace(chosen, q_in=meta.get("q_in", 1))),
     )
+    if not options.json:
+        print(f"backend {backend}: {why}")
     with runner:
         runner.prepare((chosen.batch, 3, chosen.patch, chosen.patch))
         report = matte_clip(

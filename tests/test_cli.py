@@ -15,9 +15,11 @@ from PIL import Image
 from test_frames import write_video
 
 from i2ilib import cli, models
+from i2ilib.deploy import EXACT, fastest_exact, status
 from i2ilib.frames import open_clip, write_image
 from i2ilib.models import Generator
 from i2ilib.quant import quantise
+from i2ilib.runtime import this_machine
 from i2ilib.train import MattingTask
 
 
@@ -89,27 +91,48 @@ def test_info_from_a_shell():
 def test_info_for_people(call):
     code, out, err = call("info")
     assert code == 0 and not err and "openvino-int8" in out and "pip install" in out
+    assert str(this_machine()) in out and f"default backend: {fastest_exact()[0]}" in out
+
+
+def test_info_tells_the_machine_and_what_follows(call):
+    told = json.loads(call("info", "--json")[1])
+    assert told["machine"] == json.loads(json.dumps(this_machine().describe()))
+    assert tuple(told["default_backend"].values()) == fastest_exact()
+    assert told["backends"][told["default_backend"]["name"]]["ok"]
 
 
 # --- matte: what it takes ---------------------------------------------------------------------------
 
 
-def test_int8_by_default_and_resumed(call, weights, picture, tmp_path):
+def test_the_fastest_exact_integers_by_default_and_resumed(call, weights, picture, tmp_path):
     command = ("matte", picture, tmp_path / "out", "--model", weights)
     code, out, err = call(*command)
-    assert (code, err) == (0, []) and out.startswith("1 written, 0 kept, 0 failed")
-    assert call(*command)[1].startswith("0 written, 1 kept, 0 failed")
+    name, why = fastest_exact()
+    assert (code, err) == (0, []) and out.startswith(f"backend {name}: {why}\n1 written, 0 kept, 0 failed")
+    assert "0 written, 1 kept, 0 failed" in call(*command)[1]
+    assert json.loads((tmp_path / "out/job.json").read_text())["job"]["backend"] == name
     with Image.open(tmp_path / "out/alpha/p.png") as alpha:
         assert alpha.size == (180, 100) and alpha.mode.startswith("I;16")
 
 
 def test_backends_agree(call, weights, picture, tmp_path):
     found = {}
-    for backend in ("torch", "openvino-int8"):
+    exact = [name for name in EXACT if status(name)]
+    for backend in ("torch", *exact):
         out = tmp_path / backend
         assert call("matte", picture, out, "--model", weights, "--backend", backend, "--format", "tif")[0] == 0
         found[backend] = tifffile.imread(out / "alpha/p.tif") / 65535
-    assert np.abs(found["torch"] - found["openvino-int8"]).max() < 0.02
+    assert np.abs(found["torch"] - found["exact"]).max() < 0.02
+    for backend in exact:  # tanh alone is float
+        assert np.abs(found["exact"] - found[backend]).max() < 2 / 65535, backend
+
+
+def test_a_backend_that_would_be_wrong_here_is_refused_with_the_alternative(
+    call, weights, picture, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("i2ilib.deploy.openvino.exact_int8", lambda: False)
+    result = call("matte", picture, tmp_path / "out", "--model", weights, "--backend", "openvino-int8")
+    assert_refused(result, "openvino-int8", "saturate", "openvino-int8-float gives the exact ones")
 
 
 def save_kind(kind, path):
@@ -379,14 +402,15 @@ def test_quantise_refuses(call, weights, picture, tmp_path):
 
 
 def test_bench_verifies_and_times(call, weights):
-    chosen = ["torch", "openvino", "openvino-int8", "exact"]
+    exact = [name for name in EXACT if status(name)]
+    chosen = ["torch", "openvino", *exact]
     options = ["--batch", 2, "--n", 2, "--backend", *chosen]
     code, out, err = call("bench", weights, "--json", *options)
     assert code == 0, err
     rows = json.loads(out)["backends"]
     assert list(rows) == chosen and all(row["n"] == 2 and row["batch"] == 2 for row in rows.values())
     assert rows["torch"]["apart"] == 0 and rows["openvino"]["apart"] < 1e-4
-    assert max(rows[name]["apart"] for name in ("openvino-int8", "exact")) < 1e-6  # tanh alone is float
+    assert max(rows[name]["apart"] for name in exact) < 1e-6  # tanh alone is float
     assert "from exact integers" in call("bench", weights, *options)[1]
 
 

@@ -1,23 +1,42 @@
 """Every runner computes the network, in the precision it claims, one batch at a time or several in flight."""
 
+import contextlib
 import copy
+import dataclasses
 import subprocess
 import sys
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from i2ilib import I2IError, IntegrityError, UnavailableError, models
-from i2ilib.deploy import BACKENDS, INTEGER, Runner, backends, bench, make_runner, nncf, open_runner, verify
+from i2ilib.deploy import (
+    BACKENDS,
+    INTEGER,
+    Runner,
+    backends,
+    bench,
+    fastest_exact,
+    make_runner,
+    nncf,
+    onnxruntime,
+    open_runner,
+    openvino,
+    probe,
+    status,
+    verify,
+)
 from i2ilib.deploy.exact import ExactRunner
 from i2ilib.deploy.onnxruntime import OnnxRuntimeRunner
-from i2ilib.deploy.openvino import OpenVinoRunner, from_pytorch
+from i2ilib.deploy.openvino import OpenVinoRunner, exact_int8, from_pytorch
 from i2ilib.deploy.pytorch import PytorchRunner
 from i2ilib.models import Generator
 from i2ilib.quant import quantise
 from i2ilib.quant.export import to_onnx
-from i2ilib.runtime import available
+from i2ilib.runtime import available, this_machine
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +68,8 @@ def quantised(net, batch):
 @pytest.fixture(scope="module")
 def files(net, quantised, batch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
-    return to_onnx(net, batch, folder / "float.onnx"), quantised.to_onnx(folder / "int8.onnx")
+    carried = quantised.to_onnx(folder / "carried.onnx", form="float")
+    return to_onnx(net, batch, folder / "float.onnx"), quantised.to_onnx(folder / "int8.onnx"), carried
 
 
 SPREAD = 0.01  # the outputs here lie within ±0.05; bf16 keeps 8 bits
@@ -57,7 +77,7 @@ SPREAD = 0.01  # the outputs here lie within ±0.05; bf16 keeps 8 bits
 
 def make(name, net, files, quantised=None):
     """A runner, and how far from eager float32 it may be."""
-    floats, integers = files
+    floats, integers, carried = files
     return {
         "float32": lambda: (PytorchRunner(copy.deepcopy(net)), 1e-6),
         "bf16": lambda: (PytorchRunner(copy.deepcopy(net), precision="bf16"), SPREAD),
@@ -67,6 +87,7 @@ def make(name, net, files, quantised=None):
         "one stream": lambda: (OpenVinoRunner(integers, precision="int8", streams=1), SPREAD),
         "streams": lambda: (OpenVinoRunner(integers, precision="int8", streams=2), SPREAD),
         "many streams": lambda: (OpenVinoRunner(integers, precision="int8", streams=9), SPREAD),
+        "int8-float": lambda: (OpenVinoRunner(carried, precision="int8-float"), SPREAD),
         "onnxruntime": lambda: (OnnxRuntimeRunner(floats), 1e-5),
         "onnxruntime-int8": lambda: (OnnxRuntimeRunner(integers, precision="int8"), SPREAD),
         "exact": lambda: (ExactRunner(quantised), SPREAD),
@@ -74,7 +95,7 @@ def make(name, net, files, quantised=None):
 
 
 RUNNERS = ["float32", "bf16", "openvino", "openvino-bf16", "int8", "one stream", "streams", "many streams"]
-RUNNERS += ["onnxruntime", "onnxruntime-int8", "exact"]
+RUNNERS += ["int8-float", "onnxruntime", "onnxruntime-int8", "exact"]
 
 
 @pytest.mark.parametrize("name", RUNNERS)
@@ -91,13 +112,28 @@ def test_runner_computes_the_network(net, files, batch, reference, name, quantis
             assert (future.result() - reference[i // 3]).abs().max() <= bound
 
 
-def test_int8_equals_the_fake_quantised_network(quantised, files, batch):
-    step = 2.0 ** -quantised.fix_positions["head.conv"]
-    with OpenVinoRunner(files[1], precision="int8") as runner:
+@pytest.mark.parametrize("precision", ["int8", "int8-float"])
+def test_integers_are_the_exact_ones(quantised, files, batch, precision):
+    """Up to the last bits of tanh, which is float."""
+    with OpenVinoRunner(files[1 if precision == "int8" else 2], precision=precision) as runner:
         runner.prepare(tuple(batch.shape))
-        # ties round to even here and up there; each can move the output by a step or two
-        assert verify(runner, quantised.fake(batch), batch, lsb=step) <= 3
-        assert set(runner.precisions().values()) == {"i8"}
+        apart = verify(runner, quantised.integer(batch), batch)
+        assert set(runner.precisions().values()) == {"i8" if precision == "int8" else "f32"}
+    assert apart < 1e-6 or (precision == "int8" and not exact_int8())
+
+
+def test_a_quantised_network_runs_exactly_by_default(quantised, batch, monkeypatch):
+    for exact, precision in ((True, "int8"), (False, "int8-float")):
+        monkeypatch.setattr("i2ilib.deploy.openvino.exact_int8", lambda exact=exact: exact)
+        with from_pytorch(quantised, batch) as runner:
+            assert runner.precision == precision
+    with pytest.raises(
+        I2IError, match=r"precision 'int8': expected exact int8 sums, got sums .* saturate.*Use 'int8-float'"
+    ):
+        from_pytorch(quantised, batch, precision="int8")
+    for model, precision in ((quantised, "float32"), (nn.Identity(), "int8")):
+        with pytest.raises(I2IError, match=r"precision: expected 'int8' or 'int8-float'|'float32' or 'bf16'"):
+            from_pytorch(model, batch, precision=precision)
 
 
 def test_a_smaller_batch_is_padded_and_another_size_is_prepared(files, batch, reference):
@@ -156,8 +192,8 @@ def test_weights_open_on_every_backend_that_is_here(net, batch, reference, tmp_p
 def test_fix_positions_travel_with_the_weights(net, quantised, batch, tmp_path):
     path = tmp_path / "m.safetensors"
     models.save(path, net, fix_positions=quantised.fix_positions)
-    runner, _ = open_runner("openvino-int8", path, patch=64)
-    with runner, from_pytorch(quantised, batch) as other:
+    runner, _ = open_runner("openvino-int8-float", path, patch=64)
+    with runner, from_pytorch(quantised, batch, precision="int8-float") as other:
         assert torch.equal(runner.run(batch), other.run(batch))
 
 
@@ -167,15 +203,15 @@ def test_backends_that_cannot_be(net, tmp_path, monkeypatch):
     with pytest.raises(I2IError, match="torch or "):
         open_runner("tpu", path)
     with pytest.raises(I2IError, match="calibrate"):
-        open_runner("openvino-int8", path, patch=64)
-    monkeypatch.setitem(BACKENDS, "ghost", ("no_such_library", "a test"))
+        open_runner("exact", path, patch=64)
+    monkeypatch.setitem(BACKENDS, "ghost", (("no_such_library",), "a test"))
     with pytest.raises(I2IError, match="no_such_library"):
         open_runner("ghost", path)
 
 
 def test_what_a_backend_needs_besides(net, batch, monkeypatch):
     for name in INTEGER:
-        monkeypatch.setattr("i2ilib.deploy.backends", lambda: dict.fromkeys(BACKENDS, True))
+        monkeypatch.setattr("i2ilib.deploy.status", lambda name: True)
         with pytest.raises(I2IError, match=f"{name}.*quantised"):
             make_runner(name, net, batch)
     with pytest.raises(I2IError, match="xmodel"):
@@ -219,10 +255,71 @@ def test_nncf_is_a_peer_in_int8(net, batch, reference):
     if not (there := available("nncf")):
         pytest.skip(there.reason)
     with nncf.from_pytorch(net, [batch]) as runner:
-        assert verify(runner, reference, batch) < SPREAD
-        assert set(runner.precisions().values()) <= {"i8", "u8"}
+        if exact_int8():
+            assert verify(runner, reference, batch) < SPREAD
+            assert set(runner.precisions().values()) <= {"i8", "u8"}
+        else:  # without such units OpenVINO may leave some of NNCF's convolutions in float, and says so
+            with contextlib.suppress(IntegrityError):
+                assert verify(runner, reference, batch) < 5 * SPREAD
     with pytest.raises(I2IError, match="at least one batch"):
         nncf.from_pytorch(net, [])
+
+
+# --- what this machine's units can do -----------------------------------------------------------------
+
+
+def test_only_true_sums_are_taken_for_exact():
+    """A tie may go either way, by a step of 2^13; a lost carry may not."""
+    wanted = probe.network()[2]
+    one = (np.arange(wanted.size) == 7).reshape(wanted.shape)
+    assert probe.is_exact(wanted) and probe.is_exact(wanted + 2**13 * one)
+    assert not probe.is_exact(wanted + 2**14 * one)
+
+
+@pytest.mark.parametrize("engine", [openvino, onnxruntime])
+def test_engines_are_asked_and_are_exact_with_vnni(engine, monkeypatch):
+    if {"avx512_vnni", "amx_int8"} & set(this_machine().units):
+        assert engine.exact_int8()
+    seen = []
+    monkeypatch.setattr(engine, "is_exact", lambda output: bool(seen.append(output)))
+    assert engine.exact_int8.__wrapped__() is False
+    assert seen[0].shape == probe.network()[2].shape and np.abs(seen[0]).max() <= 2**20  # int8 times 2^13
+
+
+def test_pairs_that_saturate_are_found_out():
+    """What AVX2 does: one factor unsigned, and sums of two products in 16 bits."""
+    file, x, _ = probe.network()
+    weight = onnx.numpy_helper.to_array(onnx.load_from_string(file).graph.initializer[0]).astype(np.int64)
+    columns = nn.functional.unfold(torch.from_numpy(x), 3, padding=1)[0].numpy().astype(np.int64) + 128
+    matrix = weight.reshape(len(weight), -1)
+    pairs = (matrix[:, :, None] * columns).reshape(len(matrix), -1, 2, columns.shape[1]).sum(2)
+    sums = pairs.clip(-(2**15), 2**15 - 1).sum(1) - 128 * matrix.sum(1, keepdims=True)
+    output = (np.round(sums / 2**13).clip(-128, 127) * 2**13).astype(np.float32).reshape(probe.network()[2].shape)
+    assert not probe.is_exact(output)
+
+
+def test_bf16_where_the_processor_has_it(monkeypatch):
+    names = [name for name in BACKENDS if name.endswith("bf16") and "cuda" not in name]
+    for units in ((), ("avx2",), ("avx2", "avx512_f", "avx512_vnni")):
+        machine = dataclasses.replace(this_machine(), units=units)
+        monkeypatch.setattr("i2ilib.deploy.this_machine", lambda machine=machine: machine)
+        assert not any(map(status, names)) and "would be emulated" in status("torch-bf16").reason
+    machine = dataclasses.replace(this_machine(), units=("avx2", "avx512_bf16"))
+    monkeypatch.setattr("i2ilib.deploy.this_machine", lambda: machine)
+    assert status("torch-bf16")
+    monkeypatch.setattr("i2ilib.deploy.openvino.abilities", lambda: ["FP32"])
+    assert "would run float32" in status("openvino-bf16").reason
+
+
+@pytest.mark.parametrize(("there", "name"), [((), "openvino-int8"), (("openvino-int8",), "openvino-int8-float")])
+def test_the_default_is_the_fastest_that_is_exact(there, name, monkeypatch):
+    monkeypatch.setattr("i2ilib.deploy.status", lambda backend: backend not in there)
+    assert fastest_exact()[0] == name and fastest_exact()[1]
+
+
+def test_the_default_without_openvino(monkeypatch):
+    monkeypatch.setattr("i2ilib.deploy.status", lambda backend: backend == "exact")
+    assert fastest_exact() == ("exact", "OpenVINO is not here")
 
 
 def test_bench_reports_what_it_timed(net, batch):

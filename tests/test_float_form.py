@@ -13,7 +13,7 @@ from torch import nn
 from i2ilib import I2IError, IntegrityError
 from i2ilib.deploy.onnxruntime import OnnxRuntimeRunner
 from i2ilib.deploy.openvino import OpenVinoRunner
-from i2ilib.quant import float_form, quantise, with_positions
+from i2ilib.quant import quantise, with_positions
 from i2ilib.quant.float_form import to_float
 from i2ilib.quant.rewrite import for_cpu
 
@@ -88,7 +88,7 @@ def test_the_network_itself_is_not_changed():
 
 
 def loaded(channels, kernel, activation, shift, fp_b, *, transposed=False, seed=0):
-    """A convolution whose integer weights reach far, its sums shifted by ``shift``; inputs at random and at the ends."""
+    """A convolution whose integer weights reach far, its sums shifted by ``shift``; inputs random and at the ends."""
     generator = torch.Generator().manual_seed(seed)
     kind, axes = (nn.ConvTranspose2d, (0, 1)) if transposed else (nn.Conv2d, (1, 0))
     net = nn.Sequential(kind(channels, 3, kernel, stride=2 if transposed else 1), activation)

@@ -247,7 +247,11 @@ def test_input_channels_are_summed_in_parts_that_float32_holds(monkeypatch):
 
 
 @given(
-    st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31), st.sampled_from([1, 128])
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.sampled_from([1, 2, 3, 5]),
+    st.integers(0, 2**31),
+    st.sampled_from([1, 128]),
 )
 def test_parts_cover_the_channels_and_stay_below_the_limit(channels, out, kernel, seed, half):
     generator = torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ from torch import nn
 
 from i2ilib import I2IError
 from i2ilib.deploy.onnxruntime import OnnxRuntimeRunner
-from i2ilib.deploy.openvino import OpenVinoRunner
+from i2ilib.deploy.openvino import exact_int8, from_pytorch
 from i2ilib.models import Generator, SRUNet, reparametrise
 from i2ilib.quant import quantise
 from i2ilib.quant.rewrite import for_cpu
@@ -61,7 +61,8 @@ def test_every_integer_is_the_same(name, batch, tmp_path):
     quantised = quantise(warmed(net, noise(4, *shape)), [x]).on_device()
     path = quantised.to_onnx(tmp_path / "cpu.onnx", form="cpu")
     wanted = quantised.integer(x)
-    with OpenVinoRunner(path, precision="int8") as fast, OnnxRuntimeRunner(path, optimise=False) as written:
+    with from_pytorch(quantised, x) as fast, OnnxRuntimeRunner(path, optimise=False) as written:
+        assert fast.precision == ("int8" if exact_int8() else "int8-float")  # both from these forms
         assert torch.equal(fast.run(x), wanted)
         assert torch.equal(written.run(x), wanted)
 
@@ -113,5 +114,5 @@ def test_only_this_transposed_convolution_has_the_form(tmp_path):
 
 def test_another_form_is_refused(tmp_path):
     quantised = quantise(nn.Conv2d(3, 3, 3).eval(), [noise(1, 3, 8, 8)])
-    with pytest.raises(I2IError, match="'plain' or 'cpu'"):
+    with pytest.raises(I2IError, match="'plain' or 'cpu' or 'float'"):
         quantised.to_onnx(tmp_path / "x.onnx", form="gpu")

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from i2ilib import I2IError
+from i2ilib.deploy.openvino import exact_int8
 from i2ilib.models import Generator, SRUNet, reparametrise
 from i2ilib.models.layers import Block
 from i2ilib.quant import fixed_point, quantise, with_positions
@@ -17,13 +18,16 @@ from i2ilib.quant.ties import break_ties
 
 
 def engines(path, x):
-    """What OpenVINO and ONNX Runtime, which leaves the file as it is, make of a batch."""
+    """What ONNX Runtime makes of a batch, leaving the file as it is, and OpenVINO, where its int8 sums are exact."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(compiled(x.numpy())[0]), torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    made = [torch.from_numpy(session.run(None, {"x": x.numpy()})[0])]
+    if exact_int8():  # elsewhere it is never given such a file; tests/test_float_form.py has what it is given
+        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        made.append(torch.from_numpy(compiled(x.numpy())[0]))
+    return made
 
 
 def coarse(net):
@@ -145,10 +149,10 @@ def test_networks(name, tmp_path):
     quantised, x = device(name)
     want = quantised.integer(x)
     assert want.unique().numel() > 50
-    fast, checker = engines(quantised.to_onnx(tmp_path / "net.onnx"), x)
+    checker, *fast = engines(quantised.to_onnx(tmp_path / "net.onnx"), x)
     assert torch.equal(checker, want)
     if name != "block":  # OpenVINO 2026.4 adds two convolutions without rounding the first: the file is not at fault
-        assert torch.equal(fast, want)
+        assert all(torch.equal(made, want) for made in fast)
 
 
 def test_ties_are_all_that_sets_engines_apart(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from i2ilib import I2IError, IntegrityError
-from i2ilib.deploy.openvino import OpenVinoRunner
+from i2ilib.deploy.openvino import from_pytorch
 from i2ilib.deploy.qdq import broken_rules
 from i2ilib.models import CodecAvatarDecoder
 from i2ilib.quant import fake_quantise, inspect, layers, limit_shifts, load, nndct, quantise, with_positions
@@ -253,10 +253,12 @@ def test_forms_for_matrix_units_leave_these_convolutions_alone():
             assert (before == after) == same
 
 
-def test_openvino_computes_the_convolutions_in_int8(tmp_path):
+def test_openvino_computes_the_convolutions_exactly(tmp_path):
     quantised, x = quantise(decoder(), [noise(2, 4, 8, 8)]), noise(2, 4, 8, 8)
     path = quantised.to_onnx(tmp_path / "net.onnx", form="cpu")
-    with OpenVinoRunner(path, precision="int8") as runner:  # refuses a network that is not
+    with from_pytorch(quantised, x) as runner:  # refuses what would not be
+        assert torch.equal(runner.run(x), quantised.integer(x))
+    with from_pytorch(quantised, x, precision="int8-float") as runner:
         assert torch.equal(runner.run(x), quantised.integer(x))
     assert not any(broken_rules(path).values())
 

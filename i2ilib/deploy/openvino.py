@@ -135,7 +135,9 @@ class OpenVinoRunner:
                 remedy="Quantise the network first, or run it as float32.",
             )
         kernels = self._told("primitiveType")
-        if self.precision == "int8-float" and (odd := [name for name, kind in kernels.items() if "wino" in kind.lower()]):
+        if self.precision == "int8-float" and (
+            odd := [name for name, kind in kernels.items() if "wino" in kind.lower()]
+        ):
             raise IntegrityError(
                 str(self.path),
                 expected="convolutions that sum products, which float32 holds",

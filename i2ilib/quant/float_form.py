@@ -2,8 +2,9 @@
 
 float32 holds every integer up to 2^24, and a power of two only moves its exponent. So a convolution of grid values is
 exact in float32, in whatever order an engine sums, as long as no partial sum can exceed 2^24 steps of its grid. The
-weights tell whether it can: where it can, the input channels are taken in parts that cannot. Rounding, ``floor(x + 1/2)``,
-and saturation are operators of their own, so that no engine takes the network for one to be run in int8.
+weights tell whether it can: where it can, the input channels are taken in parts that cannot. Rounding,
+``floor(x + 1/2)``, and saturation are operators of their own, so that no engine takes the network for one to be run in
+int8.
 
 A sum beyond 2^24 steps is rounded when parts are added, but it is then so large that it saturates: shifts of at most 16
 bits leave 128 steps of the output's grid within 2^23 of the sum's. LeakyReLU multiplies by 13/128, which asks for four
@@ -210,22 +211,22 @@ class _Rewriting:
         if value.fp is None:  # x + 1/2 might itself be rounded; doubling and halving are exact
             up = [(A.mul.Tensor, 2.0 ** (fp + 1)), (A.floor.default,), (A.mul.Tensor, 0.5), (A.ceil.default,)]
             q = self.steps(self._activated(value, value.terms[0]), *up)
+        elif _holds(value, value.fp - fp):
+            total = self._total(value)
+            q = self.call(
+                A.mul.Tensor, self._activated(value, total) if value.activation == "leaky" else total, 2.0**fp
+            )
+            if value.fp > fp or value.activation == "leaky":  # else it is whole
+                q = self.steps(q, (A.add.Tensor, 0.5), (A.floor.default,))
+        elif value.activation == "leaky" and value.fp - fp <= MOST:
+            q = self._leaky_of_large_sums(value, fp)
         else:
-            shift = value.fp - fp
-            leaky = value.activation == "leaky"
-            if _holds(value.bound, shift, leaky=leaky):
-                total = self._total(value)
-                half_up = [(A.mul.Tensor, 2.0**fp), (A.add.Tensor, 0.5), (A.floor.default,)]
-                q = self.steps(self._activated(value, total) if leaky else total, *half_up[: 3 if shift > 0 or leaky else 1])
-            elif leaky and shift <= MOST:
-                q = self._leaky_of_large_sums(value, fp)
-            else:
-                raise I2IError(
-                    g.tensor_name(node),
-                    expected=f"sums below 2^24, or a shift of at most {MOST} bits",
-                    got=f"sums up to {value.bound} shifted by {shift}",
-                    remedy="Run it by the exact integers, backend 'exact'.",
-                )
+            raise I2IError(
+                g.tensor_name(node),
+                expected=f"sums below 2^24, or a shift of at most {MOST} bits",
+                got=f"sums up to {value.bound} shifted by {value.fp - fp}",
+                remedy="Run it by the exact integers, backend 'exact'.",
+            )
         q = self.steps(q, (A.clamp.default, low, high), (A.mul.Tensor, 2.0**-fp))
         return _Value((q,), fp, self.HALF, rounded=True)
 
@@ -274,11 +275,11 @@ class _Rewriting:
         return self.graph.get_attr(name)
 
 
-def _holds(bound: int, shift: int, *, leaky: bool) -> bool:
-    """Whether a sum up to ``bound`` steps, shifted and rounded in float32, gives the right int8."""
-    factor = NUMERATOR if leaky else 1
-    unit = UNIT if leaky else 1  # the grid behind LeakyReLU is so much finer
-    exact = bound * factor + (unit << max(shift - 1, 0)) <= FLOAT32
+def _holds(value: _Value, shift: int) -> bool:
+    """Whether the value, shifted and rounded in float32, gives the right int8."""
+    leaky = value.activation == "leaky"
+    factor, unit = (NUMERATOR, UNIT) if leaky else (1, 1)  # the grid behind LeakyReLU is so much finer
+    exact = value.bound * factor + (unit << max(shift - 1, 0)) <= FLOAT32
     return exact or shift <= (MOST_LEAKY if leaky else MOST)
 
 

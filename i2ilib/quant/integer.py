@@ -31,7 +31,7 @@ NUMERATOR, SLOPE_BITS = 13, 7  # LeakyReLU's 26/256 as 13/2^7
 LARGEST = 2**31  # what a 32-bit sum stays below
 FAST_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8")  # units for which PyTorch's int8 product has kernels
 FLOAT32 = 2**24  # up to here float32 holds every integer
-FEW = 256  # windows up to which a matrix product is faster than a convolution, whose weights are brought into blocks first
+FEW = 256  # windows up to which a matrix product is faster: a convolution brings its weights into blocks first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +225,11 @@ class _Product:
         parts = chunks(half * weight.to(torch.int64).abs().sum((2, 3)))
         kind = torch.float64 if parts is None else torch.float32
         self.parts = [
-            (part, weight[:, part].to(kind, memory_format=torch.channels_last), matrix[:, :, part].to(kind).contiguous())
+            (
+                part,
+                weight[:, part].to(kind, memory_format=torch.channels_last),
+                matrix[:, :, part].to(kind).contiguous(),
+            )
             for part in parts or [slice(None)]
         ]
 
@@ -235,7 +239,10 @@ class _Product:
         if self.parts is None:
             return torch._int_mm(_windows(x, size, self.kernel, stride, dilation), self.matrix).view(n, *size, -1)
         # just what the windows cover: a convolution would answer for the rest as well
-        ends = [(l - 1) * s + d * (k - 1) + 1 for l, s, d, k in zip(size, stride, dilation, self.kernel, strict=True)]
+        ends = [
+            (count - 1) * s + d * (k - 1) + 1
+            for count, s, d, k in zip(size, stride, dilation, self.kernel, strict=True)
+        ]
         x = x[:, : ends[0], : ends[1]]
         few = n * math.prod(size) <= FEW
         total = None
@@ -258,7 +265,7 @@ def _row_major(a: Tensor) -> Tensor:
 
 
 def _windows(x: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int], dilation) -> Tensor:
-    """(N, H, W, C) unfolded to (N · h · w, kh · kw · C), row after row, for ``size`` (h, w) windows from the top left corner."""
+    """(N, H, W, C) unfolded to (N · h · w, kh · kw · C), row after row: ``size`` (h, w) windows from the top left."""
     (n, _, _, c), (sn, sh, sw, sc) = x.shape, x.stride()
     shape = (n, *size, *kernel, c)
     steps = (sn, sh * stride[0], sw * stride[1], sh * dilation[0], sw * dilation[1], sc)
@@ -312,7 +319,7 @@ class _Convolution:
         return Fixed(sums, self.fp, self.bound)
 
     def _direct(self, x: Tensor) -> Tensor:
-        (n, height, width, _), (kh, kw), (ph, pw) = x.shape, self.kernel, self.padding
+        (height, width), (kh, kw), (ph, pw) = x.shape[1:3], self.kernel, self.padding
         (sh, sw), (dh, dw) = self.stride, self.dilation
         size = ((height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1)
         x = F.pad(x, (0, 0, pw, pw, ph, ph))

@@ -147,7 +147,9 @@ class Quantised:
         if form not in ("plain", "cpu", "float"):
             raise I2IError("form", expected="'plain' or 'cpu' or 'float'", got=repr(form))
         if form == "float" and ties != "up":
-            raise I2IError("ties", expected="'up' for the form 'float', which writes the DPU's rule out", got=repr(ties))
+            raise I2IError(
+                "ties", expected="'up' for the form 'float', which writes the DPU's rule out", got=repr(ties)
+            )
         if self.bits != 8:
             raise I2IError("to_onnx", expected="8 bits, what engines have", got=f"{self.bits} bits")
         example = torch.zeros(2, *self.example_shape)
