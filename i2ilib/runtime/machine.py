@@ -109,7 +109,7 @@ def _machine(limit: str) -> Machine:
     found = torch.cpu.get_capabilities()
     if limit in ("ALL", "DEFAULT") or found["architecture"] != "x86_64":  # oneDNN has no limit elsewhere
         limit = ""
-    allowed = _within(limit) if limit else set(UNITS)
+    allowed = within(limit) if limit else set(UNITS)
     return Machine(
         name=found.get("cpu_name") or found["architecture"],
         architecture=found["architecture"],
@@ -120,12 +120,12 @@ def _machine(limit: str) -> Machine:
     )
 
 
-def _within(limit: str) -> set[str]:
+def within(limit: str) -> set[str]:
     """The units of an instruction set and of those that it builds on."""
     if limit not in _SETS:
         raise I2IError(_LIMIT, expected=" or ".join(_SETS), got=repr(limit), remedy="Unset it to use all there is.")
     below, units = _SETS[limit]
-    return {*units, *(_within(below) if below else ())}
+    return {*units, *(within(below) if below else ())}
 
 
 def _cores() -> int:
