@@ -16,6 +16,7 @@ from test_frames import write_video
 
 from i2ilib import cli, models
 from i2ilib.deploy import EXACT, fastest_exact, status
+from i2ilib.deploy.probe import SATURATES
 from i2ilib.frames import open_clip, write_image
 from i2ilib.models import Generator
 from i2ilib.quant import quantise
@@ -130,9 +131,9 @@ def test_backends_agree(call, weights, picture, tmp_path):
 def test_a_backend_that_would_be_wrong_here_is_refused_with_the_alternative(
     call, weights, picture, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("i2ilib.deploy.openvino.exact_int8", lambda: False)
+    monkeypatch.setattr("i2ilib.deploy.openvino.inexact_int8", lambda: SATURATES)
     result = call("matte", picture, tmp_path / "out", "--model", weights, "--backend", "openvino-int8")
-    assert_refused(result, "openvino-int8", "saturate", "openvino-int8-float gives the exact ones")
+    assert_refused(result, "openvino-int8", "saturate", "openvino-int8-float gives the exact integers")
 
 
 def save_kind(kind, path):

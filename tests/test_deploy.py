@@ -124,11 +124,11 @@ def test_integers_are_the_exact_ones(quantised, files, batch, precision):
 
 def test_a_quantised_network_runs_exactly_by_default(quantised, batch, monkeypatch):
     for exact, precision in ((True, "int8"), (False, "int8-float")):
-        monkeypatch.setattr("i2ilib.deploy.openvino.exact_int8", lambda exact=exact: exact)
+        monkeypatch.setattr(openvino, "inexact_int8", lambda trouble="" if exact else probe.SATURATES: trouble)
         with from_pytorch(quantised, batch) as runner:
             assert runner.precision == precision
     with pytest.raises(
-        I2IError, match=r"precision 'int8': expected exact int8 sums, got sums .* saturate.*Use 'int8-float'"
+        I2IError, match=r"precision 'int8': expected exact integers, got sums .* saturate.*Use 'int8-float'"
     ):
         from_pytorch(quantised, batch, precision="int8")
     for model, precision in ((quantised, "float32"), (nn.Identity(), "int8")):
@@ -278,12 +278,20 @@ def test_only_true_sums_are_taken_for_exact():
 
 @pytest.mark.parametrize("engine", [openvino, onnxruntime])
 def test_engines_are_asked_and_are_exact_with_vnni(engine, monkeypatch):
-    if {"avx512_vnni", "amx_int8"} & set(this_machine().units):
+    if {"amx_int8", "avx512_vnni" if engine is onnxruntime else ""} & set(this_machine().units):
         assert engine.exact_int8()
     seen = []
     monkeypatch.setattr(engine, "is_exact", lambda output: bool(seen.append(output)))
-    assert engine.exact_int8.__wrapped__() is False
+    asked = engine.exact_int8 if engine is onnxruntime else engine.inexact_int8
+    assert asked.__wrapped__() == (False if engine is onnxruntime else probe.SATURATES)
     assert seen[0].shape == probe.network()[2].shape and np.abs(seen[0]).max() <= 2**20  # int8 times 2^13
+
+
+def test_maps_without_a_sign_are_not_exact(monkeypatch):
+    monkeypatch.setattr(openvino, "is_exact", lambda output: True)
+    for kind, trouble in (("i8", ""), ("u8", openvino.UNSIGNED), ("f32", openvino.UNSIGNED)):
+        monkeypatch.setattr(openvino, "_told", lambda compiled, key, kind=kind: {"conv": kind})
+        assert openvino.inexact_int8.__wrapped__() == trouble
 
 
 def test_pairs_that_saturate_are_found_out():

@@ -11,6 +11,7 @@ from test_ties import CUTS, Cuts, coarse, everything
 from torch import nn
 
 from i2ilib import I2IError, IntegrityError
+from i2ilib.deploy import openvino
 from i2ilib.deploy.onnxruntime import OnnxRuntimeRunner
 from i2ilib.deploy.openvino import OpenVinoRunner
 from i2ilib.quant import quantise, with_positions
@@ -173,6 +174,6 @@ def test_a_file_in_another_form_is_no_proof_of_integers(tmp_path, monkeypatch):
         runner.run(x)
     with OpenVinoRunner(quantised.to_onnx(tmp_path / "f.onnx", form="float"), precision="int8-float") as runner:
         told = {"runtimePrecision": {"conv": "f32"}, "primitiveType": {"conv": "winograd_acl"}}
-        monkeypatch.setattr(OpenVinoRunner, "_told", lambda self, key: told[key])
+        monkeypatch.setattr(openvino, "_told", lambda compiled, key: told[key])
         with pytest.raises(IntegrityError, match="Winograd's form of conv"):
             runner.run(x)

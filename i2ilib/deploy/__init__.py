@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import importlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -44,8 +42,8 @@ BACKENDS = {
 }
 INTEGER = ("onnxruntime-int8", "openvino-int8", "openvino-int8-float", "exact", "tensorrt-int8", "u50")
 EXACT = {  # of those on the CPU, each equal to the exact integers where it is available; the fastest first
-    "openvino-int8": "this processor's int8 sums are exact",
-    "openvino-int8-float": "this processor's int8 sums saturate, its float32 sums hold every integer",
+    "openvino-int8": "OpenVINO's INT8 gives the exact integers on this processor",
+    "openvino-int8-float": "OpenVINO's INT8 would not be exact on this processor; float32 holds every integer",
     "exact": "OpenVINO is not here",
 }
 
@@ -76,12 +74,22 @@ def _openvino_bf16() -> Availability:
     return Availability(False, f"{this_machine()}: OpenVINO would run float32 in its place")
 
 
-def _int8(engine: str) -> Availability:
-    """Whether an engine's INT8 gives true integers here; the engine is asked."""
-    if importlib.import_module(f".{engine}", __package__).exact_int8():
-        return Availability(True, "exact int8 sums")
-    instead = "openvino-int8-float gives the exact ones"
-    return Availability(False, f"{this_machine()}: {SATURATES}; {instead}")
+def _openvino_int8() -> Availability:
+    from . import openvino
+
+    return _exact(openvino.inexact_int8())
+
+
+def _onnxruntime_int8() -> Availability:
+    from . import onnxruntime
+
+    return _exact("" if onnxruntime.exact_int8() else SATURATES)
+
+
+def _exact(trouble: str) -> Availability:
+    if not trouble:
+        return Availability(True, "int8 sums that are exact")
+    return Availability(False, f"{this_machine()}: {trouble}; openvino-int8-float gives the exact integers")
 
 
 _ASKED = {
@@ -89,8 +97,8 @@ _ASKED = {
     "vart": _vart,
     "bf16": _bf16,
     "OpenVINO's bf16": _openvino_bf16,
-    "OpenVINO's INT8": functools.partial(_int8, "openvino"),
-    "ONNX Runtime's INT8": functools.partial(_int8, "onnxruntime"),
+    "OpenVINO's INT8": _openvino_int8,
+    "ONNX Runtime's INT8": _onnxruntime_int8,
 }
 
 
