@@ -35,7 +35,7 @@ from i2ilib.deploy import (
     published,
     verify,
 )
-from i2ilib.errors import I2IError
+from i2ilib.errors import I2IError, IntegrityError
 from i2ilib.models import Generator, SRUNet, reparametrise
 from i2ilib.models.analysis import count_macs, count_parameters
 from i2ilib.quant import Quantised, quantise
@@ -77,9 +77,9 @@ def check(name: str, runner: Runner, model: nn.Module, quantised: Quantised, bat
 
 def measured(
     title: str, model: nn.Module, quantised: Quantised, batch: torch.Tensor, names: list[str], *, n: int, quiet: bool
-) -> list[dict]:
-    """Rows of one network: each target for a patch at a time and for the batch, and its energy."""
-    rows = []
+) -> tuple[list[dict], dict[str, str]]:
+    """Rows of one network, each target for a patch at a time and for the batch, and its energy; why others have none."""
+    rows, refused = [], {}
     with contextlib.ExitStack() as stack:
         runners, apart, spent = {}, {}, {}
         for name in tqdm(names, desc=f"{title}: open and verify", unit="target", disable=quiet):
@@ -87,8 +87,13 @@ def measured(
                 made = nncf.from_pytorch(model, [batch[:8]])
             else:
                 made = make_runner(name, model, batch, quantised=quantised)
-            runners[name] = stack.enter_context(made)
-            runners[name].prepare(tuple(batch.shape))
+            stack.enter_context(made)
+            try:
+                made.prepare(tuple(batch.shape))
+            except IntegrityError as error:  # an engine that would not run it as its name says
+                refused[f"{name}, {title}"] = str(error).partition(": ")[2]  # without the path
+                continue
+            runners[name] = made
             apart[name] = check(name, runners[name], model, quantised, batch[:4])
             told = runners[name].describe()
             spent[name] = energy.measure(lambda run=runners[name].run: run(batch), meter=energy.meter_for(told))
@@ -97,7 +102,7 @@ def measured(
                 joules = spent[name].joules
                 joules = {"joules": None if joules is None else joules / len(batch), "energy": str(spent[name])}
                 rows.append({"name": name, "network": title, **row, **apart[name], **joules})
-    return rows
+    return rows, refused
 
 
 def main() -> None:
@@ -117,11 +122,13 @@ def main() -> None:
     if strange := set(chosen) - set(there):
         parser.error(f"no such target: {', '.join(sorted(strange))}")
     batch = torch.rand(options.batch, 3, 256, 256) * 2 - 1
-    rows, about = [], {}
+    rows, about, refused = [], {}, {}
     for title, (model, quantised) in networks(options.width, batch).items():
         about[title] = {"parameters": count_parameters(model), "gmac": count_macs(model, batch[:1]) / 1e9}
         few = batch if title == "generator" else batch[:4]  # its maps are large, its weights few: a batch gains nothing
-        rows += measured(title, model, quantised, few, chosen, n=options.n, quiet=options.json)
+        found, without = measured(title, model, quantised, few, chosen, n=options.n, quiet=options.json)
+        rows += found
+        refused |= without
     speed = {(row["network"], row["name"], row["batch"]): row["patches_per_s"] for row in rows}
 
     def ratios(network: str, size: int) -> dict[str, float]:
@@ -144,7 +151,7 @@ def main() -> None:
         "ours_to_each": {f"{title}, batch {size}": ratios(title, size) for title, _, size in speed},
         "networks": about,
         "targets": rows,
-        "not_measured": {name: here.reason for name, here in there.items() if not here},
+        "not_measured": {name: here.reason for name, here in there.items() if not here} | refused,
         "origin": "measured",
     }
     if options.record:
