@@ -78,7 +78,7 @@ def check(name: str, runner: Runner, model: nn.Module, quantised: Quantised, bat
 def measured(
     title: str, model: nn.Module, quantised: Quantised, batch: torch.Tensor, names: list[str], *, n: int, quiet: bool
 ) -> tuple[list[dict], dict[str, str]]:
-    """Rows of one network, each target for a patch at a time and for the batch, and its energy; why others have none."""
+    """Rows of one network, a patch at a time and in the batch, with energy; and why other targets have none."""
     rows, refused = [], {}
     with contextlib.ExitStack() as stack:
         runners, apart, spent = {}, {}, {}

@@ -237,16 +237,17 @@ def staircase_figure(steps: Sequence[Step]) -> Figure:
         depth[step.name] = 0 if step.against == step.name else depth.get(step.against, 0) + 1
     top = max(depth.values()) + 1
     figure, ax = plt.subplots(figsize=(WIDTH, 1.75 + 0.5 * top + 0.28 * sum(bool(step.reason) for step in steps)))
+    size = 7.5 if len(steps) < 12 else 6.8  # of what is told in a column
     for i, step in enumerate(steps):
         height = top - depth[step.name] + 0.6
         if step.reason:
             ax.bar(i, height, 1, color="white", edgecolor=GREY, hatch="////", lw=0.8)
-            ax.text(i, height + 0.1, "not run\nhere", ha="center", va="bottom", fontsize=7.5, color=GREY)
+            ax.text(i, height + 0.1, "not run\nhere", ha="center", va="bottom", fontsize=size, color=GREY)
             continue
         colour, told = _verdict(step)
         ax.bar(i, height, 1, color=colour, alpha=0.16, lw=0)
         ax.plot((i - 0.5, i + 0.5), (height, height), color=colour, lw=3.5, solid_capstyle="butt")
-        ax.text(i, height + 0.1, told, ha="center", va="bottom", fontsize=7.5, color=INK, linespacing=1.25)
+        ax.text(i, height + 0.1, told, ha="center", va="bottom", fontsize=size, color=INK, linespacing=1.25)
         if i and depth[step.name] > depth[steps[i - 1].name]:
             ax.plot((i - 0.5,) * 2, (height, height + 1), color=GREY, lw=0.8)
     names = ["\n".join(textwrap.wrap(step.name, 11)) for step in steps]
