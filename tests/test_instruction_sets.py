@@ -77,6 +77,7 @@ def test_the_default_is_exact(told):
 def test_what_is_used_is_what_the_limit_leaves(told):
     units = set(told["units"])
     vnni = bool(units & {"avx512_vnni", "avx_vnni", "amx_int8"})
-    assert told["int8_pays"] == vnni and told["openvino"] == ("amx_int8" in units)
+    assert vnni or not (told["int8_pays"] or told["openvino"])
+    assert (told["int8_pays"] and told["openvino"]) or "amx_int8" not in units
     assert told["bf16"] == (told["precision"] == "bf16") == bool(units & {"avx512_bf16", "amx_bf16", "bf16"})
     assert units <= within(told["limit"])
