@@ -88,7 +88,8 @@ def equalise(graph: fx.GraphModule, *, through: tuple = THROUGH) -> list[Pair]:
             continue
         ranges = torch.stack([_ranges(graph, first, "out"), _ranges(graph, second, "in")])
         alone = (ranges.sum(0) < SMALLEST) | (ranges == 0).any(0)
-        scales = torch.where(alone, 1.0, torch.sqrt(ranges[0] / ranges[1]))
+        # rounded from double: on some processors PyTorch's float32 root is not the nearest number
+        scales = torch.where(alone, 1.0, (ranges[0] / ranges[1]).double().sqrt().float())
         _scale(graph, first, "out", torch.div, scales)
         _scale(graph, second, "in", torch.mul, scales)
         if bias is not None:
