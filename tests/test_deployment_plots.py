@@ -40,6 +40,29 @@ def test_targets_show_values_ratios_and_origins():
     assert texts(deployment.targets(ROWS).axes[1])[1] == "200"
 
 
+def row(ms, low, high):
+    return {"ms_per_patch": ms, "p5": low, "p95": high}
+
+
+def test_machines_show_every_row_beside_its_own_peer():
+    runs = {
+        "eager": {"one": row(80.0, 70.0, 90.0), "other": row(120.0, 110.0, 200.0)},
+        "engine": {"one": row(4.0, 3.0, 5.0)},
+        "integers": {"other": row(60.0, 50.0, 65.0)},
+    }
+    figure = deployment.machines(runs, peer="eager")
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == list(runs)
+    assert texts(left) == ["80", "120", "4", "60", "not run", "not run"]
+    assert texts(right) == ["×1", "×1", "×20", "×2"]
+    spread = [line.get_xdata().tolist() for line in left.lines if len(line.get_xdata()) == 2]
+    assert spread == [[70.0, 90.0], [110.0, 200.0], [3.0, 5.0], [50.0, 65.0]]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
+    assert len({line.get_marker() for line in left.lines} - {"None"}) == 2
+    alone = deployment.machines({"eager": {"one": row(80.0, 70.0, 90.0)}}, peer="eager")
+    assert texts(alone.axes[1]) == ["×1"]
+
+
 def test_producer_says_what_was_not_measured():
     left, right = deployment.producer(ROWS).axes
     assert [bar.get_width() for bar in left.patches] == pytest.approx([row.patches_per_s / 120 for row in ROWS])
@@ -83,6 +106,10 @@ def test_what_cannot_be_drawn():
             draw([Row("a", "guessed", 1.0, 1.0)])
     with pytest.raises(I2IError, match="peer: expected eager or engine"):
         deployment.targets(ROWS, peer="other")
+    with pytest.raises(I2IError, match="runs: expected at least one target of a machine"):
+        deployment.machines({"eager": {}}, peer="eager")
+    with pytest.raises(I2IError, match="peer: expected a row of 'eager' for every machine, got none for b"):
+        deployment.machines({"eager": {"a": row(1.0, 1.0, 1.0)}, "x": {"b": row(1.0, 1.0, 1.0)}}, peer="eager")
     for runs in ({}, {"int8": []}, {"int4": [Point("a", 1, 1, "int8", 1.0)]}):
         with pytest.raises(I2IError, match="runs: expected points by"):
             deployment.roofline(MACHINE, runs)

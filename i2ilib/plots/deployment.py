@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from ..deploy.roofline import whole
 from ..errors import I2IError
 from ..patches import Grid, nearest_multiple
-from . import INK, PALETTE, WIDTH
+from . import GRID, INK, PALETTE, WIDTH
 
 if TYPE_CHECKING:
     from ..deploy.energy import Energy
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BLUE, RED, GREEN, AMBER, VIOLET, GREY = PALETTE
 PRECISION = {"float32": BLUE, "bf16": AMBER, "int8": RED}
+LABEL = {"float32": (-9, -12), "bf16": (-9, 5), "int8": (7, -15)}  # points from a network's point to its label
 ORIGIN = {  # colour, hatch
     "measured": (BLUE, ""),
     "recorded": (GREEN, "//"),
@@ -111,8 +112,8 @@ def roofline(machine: Peaks, runs: Mapping[str, Sequence[Point]], *, title: str 
         ax.annotate(
             f"whole, {precision}: {_figure(total.gmacs)}",
             (total.intensity, total.gmacs),
-            xytext=(-9, -12 if precision == "float32" else 5),  # its neighbour bf16 is often near: one below, one above
-            ha="right",
+            xytext=LABEL[precision],  # neighbours are often near, and would be covered
+            ha="left" if precision == "int8" else "right",
             textcoords="offset points",
             fontsize=8.5,
             fontweight="bold",
@@ -183,6 +184,60 @@ def targets(rows: Sequence[Row], *, peer: str | None = None) -> Figure:
     _log(left, [v for row in rows for v in (row.latency_ms, row.low, row.high) if v is not None], room=3)
     _log(right, [row.patches_per_s for row in rows], room=8 if peer else 3)
     _legend(figure, rows)
+    return figure
+
+
+def machines(runs: Mapping[str, Mapping[str, Mapping]], *, peer: str) -> Figure:
+    """The same targets on several machines: time of a patch, and throughput against a peer in the same machine's run.
+
+    Args:
+        runs: From top to bottom: target to machine to a row of :func:`i2ilib.deploy.bench`; a machine that did not run
+            a target is left out of it. A row is drawn in the machine's colour and with its marker; the whiskers are
+            the 5th and 95th percentiles.
+        peer: Name of the target that the others are divided by; each machine must have run it.
+
+    Raises:
+        I2IError: If there is no target or no machine, or one without the peer.
+    """
+    names = list(dict.fromkeys(machine for rows in runs.values() for machine in rows))
+    if not names:
+        raise I2IError("runs", expected="at least one target of a machine", got="none")
+    if without := [name for name in names if name not in runs.get(peer, {})]:
+        raise I2IError("peer", expected=f"a row of {peer!r} for every machine", got=f"none for {without[0]}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 1.2 + 0.42 * len(runs)), sharey=True)
+    looks = list(zip((BLUE, RED, GREEN, AMBER), "osD^", strict=True))
+    places = np.linspace(-0.2, 0.2, len(names)) if len(names) > 1 else [0.0]
+    ratios, times, absent = [], [], []
+    for i, rows in enumerate(runs.values()):
+        for k, (name, place) in enumerate(zip(names, places, strict=True)):
+            colour, marker = looks[k % len(looks)]
+            if (row := rows.get(name)) is None:
+                absent.append((i + place, colour))
+                continue
+            ratio = runs[peer][name]["ms_per_patch"] / row["ms_per_patch"]
+            times += [row["p5"], row["ms_per_patch"], row["p95"]]
+            ratios.append(ratio)
+            left.plot([row["p5"], row["p95"]], [i + place] * 2, color=colour, lw=1.4, alpha=0.6, zorder=2)
+            left.plot(row["ms_per_patch"], i + place, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+            left.text(row["p95"] * 1.12, i + place, _figure(row["ms_per_patch"]), va="center", fontsize=7.5)
+            right.plot([1, ratio], [i + place] * 2, color=colour, lw=1.4, alpha=0.6, zorder=2)
+            right.plot(ratio, i + place, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
+            right.text(max(ratio, 1) * 1.12, i + place, f"×{_figure(ratio)}", va="center", fontsize=7.5)
+    right.axvline(1, color=INK, lw=0.8)
+    for ax, values, room in ((left, times, 3), (right, [1, *ratios], 3)):
+        _log(ax, values, room=room)
+        ax.set(yticks=range(len(runs)), yticklabels=list(runs), ylim=(len(runs) - 0.5, -0.5))
+        ax.hlines(np.arange(len(runs) - 1) + 0.5, 0, 1, transform=ax.get_yaxis_transform(), color=GRID, lw=0.7)
+        ax.grid(axis="y", visible=False)
+    for y, colour in absent:
+        left.text(left.get_xlim()[0] * 1.1, y, "not run", va="center", fontsize=7.5, color=colour, style="italic")
+    left.set(title="Time of a patch", xlabel="ms, log; whiskers: 5th to 95th percentile")
+    right.set(title=f"Throughput against {peer} in the same run", xlabel="ratio, log")
+    handles = [
+        Line2D([], [], color=looks[k % 4][0], marker=looks[k % 4][1], ms=6, lw=1.4, label=name)
+        for k, name in enumerate(names)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=1)
     return figure
 
 
