@@ -279,11 +279,17 @@ def test_double_precision_is_left_for_kernels_beyond_float32(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("units", "exact", "pays"),
-    [(("avx2", "avx_vnni"), True, True), (("amx_int8",), False, False), (("avx2",), True, False), ((), True, False)],
+    ("architecture", "units", "exact", "pays"),
+    [
+        ("x86_64", ("avx2", "avx_vnni"), True, True),
+        ("x86_64", ("amx_int8",), False, False),
+        ("x86_64", ("avx2",), True, False),
+        ("x86_64", (), True, False),
+        ("arm64", ("neon", "dot"), True, False),
+    ],
 )
-def test_int8_products_are_taken_where_they_are_fast_and_exact(monkeypatch, units, exact, pays):
-    machine = dataclasses.replace(this_machine(), units=units)
+def test_int8_products_are_taken_where_they_are_fast_and_exact(monkeypatch, architecture, units, exact, pays):
+    machine = dataclasses.replace(this_machine(), architecture=architecture, units=units)
     monkeypatch.setattr(integer, "this_machine", lambda: machine)
     monkeypatch.setattr(integer, "int8_exact", lambda: exact)
     assert integer.int8_pays.__wrapped__() is pays

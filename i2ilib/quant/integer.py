@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 NUMERATOR, SLOPE_BITS = 13, 7  # LeakyReLU's 26/256 as 13/2^7
 LARGEST = 2**31  # what a 32-bit sum stays below
-FAST_INT8 = ("avx_vnni", "avx512_vnni", "amx_int8")  # units for which PyTorch's int8 product has kernels
 FLOAT32 = 2**24  # up to here float32 holds every integer
 FEW = 256  # windows up to which a matrix product is faster: a convolution brings its weights into blocks first
 
@@ -175,10 +174,11 @@ class Executor:
 def int8_pays() -> bool:
     """Whether PyTorch's int8 product is fast on this machine, by its units, and exact, as tried.
 
-    On a processor without such a unit PyTorch computes value by value. A race of both products would be decided by
-    whatever else the machine is doing.
+    PyTorch has kernels for the units of x86; without one it computes value by value. A race of both products would be
+    decided by whatever else the machine is doing.
     """
-    return any(unit in FAST_INT8 for unit in this_machine().units) and int8_exact()
+    here = this_machine()
+    return here.architecture == "x86_64" and bool(here.int8) and int8_exact()
 
 
 def int8_exact() -> bool:
