@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_integer import NETWORKS, OPERATORS, SLOPE, noise, spread
+from test_integer import NETWORKS, OPERATORS, SLOPE, moved, noise
 from test_ties import CUTS, Cuts, coarse, everything
 from torch import nn
 
@@ -34,14 +34,8 @@ def agree(quantised, x):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operator(name):
-    torch.manual_seed(0)
-    for module in OPERATORS[name].modules():
-        if isinstance(module, nn.Conv2d):
-            module.reset_parameters()
-    x = noise(2, 4, 8, 12)
-    quantised = quantise(OPERATORS[name], [x])
-    for seed in range(4):
-        agree(spread(quantised, seed), x)
+    for quantised, x in moved(name):
+        agree(quantised, x)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
