@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import I2IError, IntegrityError
-from ..runtime import require
+from ..runtime import quiet, require
 from .graph import Builder, Graph, Operator, reason, unknown
 
 ACTIVATIONS = {
@@ -16,15 +16,16 @@ SHAPES = {
     "Identity", "Dropout", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Pad", "Cast",
     "Expand", "Gather", "QuantizeLinear", "DequantizeLinear", "Floor", "Ceil", "Round",
 }  # fmt: skip
-REMEDY = "Export it with fixed height and width, and run onnx.shape_inference on it."
+SMALL = 64  # elements of a constant that is computed
+REMEDY = "Export it with fixed height and width."
 
 
 def read(path: Path) -> Graph:
     """Read a file and build its graph; see :func:`i2ilib.fcad.graph.analyse`.
 
-    A batch axis without a size counts as one frame.
+    A batch axis without a size counts as one frame. What the file computes from shapes alone is computed.
     """
-    onnx = require("onnx")
+    onnx, optimizer = require("onnx"), require("onnxscript.optimizer")
     if not path.exists():
         raise I2IError(str(path), expected="an ONNX file", got="none")
     try:
@@ -33,10 +34,25 @@ def read(path: Path) -> Graph:
             if (dims := one.type.tensor_type.shape.dim) and not dims[0].dim_value:
                 dims[0].dim_value = 1
         del model.graph.value_info[:]  # where they keep the batch's symbol, inference would keep it too
+        _fold(optimizer, model)
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:  # a foreign file can fail anywhere
         raise IntegrityError(str(path), expected="a readable ONNX file", got=reason(error)) from None
     return _Reader(onnx, graph, str(path)).graph()
+
+
+def _fold(optimizer, model) -> None:
+    """Compute sizes and paddings that depend on shapes alone, which exporters leave to the engine."""
+    with quiet("onnxscript"):
+        optimizer.fold_constants(model, onnx_shape_inference=True, output_size_limit=SMALL, should_fold=_small)
+        optimizer.remove_unused_nodes(model)
+
+
+def _small(node) -> bool | None:
+    """Whether to compute a node of constants: not of weights, whose values may be in another file, and names count."""
+    if max((one.const_value.size for one in node.inputs if one is not None), default=0) > SMALL:
+        return False
+    return node.op_type == "ConstantOfShape" or None  # None leaves the choice to onnxscript, which keeps these
 
 
 class _Reader:
@@ -96,6 +112,9 @@ class _Reader:
             for more in node.output[1:]:  # parts of a split
                 alive[more] = alive[node.output[0]]
 
+        if op in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in self.builder.inputs:
+            got, remedy = f"the input {node.input[1]}", "Export it with its parameters."
+            raise I2IError(f"{self.path}, {name}", expected="a weight that the file holds", got=got, remedy=remedy)
         if op in ("Conv", "ConvTranspose") and weight and len(self.shape(weight)) == 4:
             add(
                 "conv" if op == "Conv" else "deconv", weight=weight, bias=bias, kernel=self.shape(weight)[2:],
