@@ -1,4 +1,4 @@
-"""Sizes that an ONNX file computes from shapes: the module's layers all the same, and PyTorch's count of their FLOPs."""
+"""Sizes that an ONNX file computes from shapes: the module's layers all the same, and PyTorch's count of FLOPs."""
 
 import dataclasses
 
