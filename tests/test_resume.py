@@ -243,6 +243,22 @@ def test_killed_between_the_weights_of_an_epoch_and_its_checkpoint(forks, whole,
     assert_same_end(out, whole)
 
 
+def test_what_others_left_stays(forks, whole, out):
+    """Of this job what a kill left is removed, of its epochs as well; not what jobs with like names left, or copies."""
+    folder = out.with_suffix("")
+    folder.mkdir()
+    kept = [out.with_name(f".m-{name}.safetensors") for name in ("large-0123abcd.part", "1-0123abcd.part", "20260131")]
+    kept += [folder / name for name in (".epoch_01-mine.safetensors", ".epoch_03-0123abcd.part.safetensors")]
+    left = [path.with_name(f".{path.stem}-0123abcd.part.safetensors") for path in (out, folder / "epoch_02")]
+    for path in (*kept, *left):
+        path.touch()
+    assert forks(out)[0] == 0
+    assert sorted(hidden(out)) == sorted(path.name for path in kept)
+    for path in kept:
+        path.unlink()
+    assert_same_end(out, whole)
+
+
 # --- asked to end ------------------------------------------------------------------------------------
 
 

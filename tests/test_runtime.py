@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -186,13 +187,48 @@ def test_writing_in_many_threads_leaves_the_umask_alone(tmp_path, umask, monkeyp
 def test_a_temporary_name_that_is_taken_is_left_alone(tmp_path, monkeypatch):
     names = itertools.chain(["taken", "taken", "free"])
     monkeypatch.setattr(runtime.secrets, "token_hex", lambda size: next(names))
-    other = tmp_path / ".a-taken.json"
+    other = tmp_path / ".a-taken.part.json"
     other.write_text("another process's")
     with runtime.atomic_path(tmp_path / "a.json") as temporary:
-        assert temporary.name == ".a-free.json"
+        assert temporary.name == ".a-free.part.json"
         temporary.write_text("{}")
     assert other.read_text() == "another process's"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".a-taken.json", "a.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a-taken.part.json", "a.json"]
+
+
+NAMES = ["m", "M", "m-large", "m-1", "m-0123abcd", "m.v1", "m.part", "m-0123abcd.part", "a[1]", "a1", "a*", "*", ".m"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json", ""])
+def test_only_what_is_left_of_a_file_itself_is_discarded(tmp_path, monkeypatch, suffix):
+    def killed(path):
+        """What a process leaves that is killed while it writes."""
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "unlink", lambda *_, **__: None)
+            with pytest.raises(KeyboardInterrupt), runtime.atomic_path(path) as temporary:
+                raise KeyboardInterrupt
+        return temporary
+
+    paths = [tmp_path / f"{name}{suffix}" for name in NAMES]
+    left = [killed(path) for path in paths] + [killed(path) for path in paths]
+    kept = [
+        tmp_path / name for name in (".m-backup", ".m-20260131", ".m-0123abcd", "m-0123abcd.part", ".m-0123ABCD.part")
+    ]  # fmt: skip
+    kept = [path.with_name(path.name + suffix) for path in kept] + paths
+    for path in kept:
+        path.touch()
+    folder = tmp_path / f".m-76543210.part{suffix}"
+    folder.mkdir()
+    for number, path in enumerate(paths, start=1):
+        runtime.discard_parts(path)
+        gone = {one for one in left if not one.exists()}
+        assert gone == {one for k in range(number) for one in (left[k], left[k + len(paths)])}
+    assert all(path.exists() for path in kept) and folder.is_dir()
+
+
+def test_nothing_is_left_of_a_file_in_no_folder(tmp_path):
+    runtime.discard_parts(tmp_path / "none" / "a.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):

@@ -400,11 +400,14 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
-    left = tmp_path / ".checkpoint-abc123.safetensors"
+    left = tmp_path / ".checkpoint-0123abcd.part.safetensors"
     left.write_bytes(b"half a fi")
-    (tmp_path / "notes.txt").write_text("mine")
+    mine = [".checkpoint-backup.safetensors", ".pre-commit-config.yaml", "notes.txt"]
+    for name in mine:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".my-folder").mkdir()
     train(task(epochs=1), tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.safetensors", "notes.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*mine, ".my-folder", "checkpoint.safetensors"])
 
 
 def test_the_bar_tells_losses_and_scores(tmp_path, capsys):

@@ -14,6 +14,7 @@ import logging
 import os
 import platform
 import random
+import re
 import secrets
 import shlex
 import shutil
@@ -302,10 +303,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def _reserve(path: Path) -> Path:
     """A new, empty file beside ``path`` with the permissions that any new file gets."""
     while True:
-        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
         with contextlib.suppress(FileExistsError):
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return temporary
+
+
+def discard_parts(path: str | os.PathLike) -> None:
+    """Delete what killed processes left of ``path``: the temporary files of :func:`atomic_path`, and no others.
+
+    Args:
+        path: The file that was to be written; nobody may be writing it.
+    """
+    path = Path(path)
+    name = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}\.part{re.escape(path.suffix)}")
+    for part in path.parent.glob(".*"):
+        if name.fullmatch(part.name) and part.is_file():
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, data: object) -> None:

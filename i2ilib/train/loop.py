@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..runtime import discard_parts
 from . import checkpoint
 from .parallel import World
 
@@ -114,8 +115,7 @@ def fit(
         about, steps = checkpoint.load(path, expected=task.config, **parts)
         history = History(steps, about["epochs"], task.config)
     if leads:
-        for part in folder.glob(".*-*"):  # of a process that was killed while it wrote
-            part.unlink()
+        discard_parts(path)
 
     def save() -> float:
         """Write a checkpoint; the time at which the next one is due."""

@@ -20,7 +20,7 @@ from .. import colour, metrics, models, patches
 from ..datasets import videomatte
 from ..errors import I2IError
 from ..models import Discriminator, Generator
-from ..runtime import atomic_path, this_machine
+from ..runtime import atomic_path, discard_parts, this_machine
 from . import checkpoint, parallel
 from .batches import Batches
 from .loop import History, fit
@@ -331,7 +331,7 @@ class MattingTask:
         scores = self.validate(model)
         if self.folder is not None:
             trained = self.config | {"epoch": epoch, "validation": scores}
-            path = self.folder / f"epoch_{epoch:02d}.safetensors"
+            path = _epoch_path(self.folder, epoch)
             models.save(path, model, task="matting", colour="srgb", q_in=self.options.q_in, trained=trained)
         return scores
 
@@ -436,16 +436,16 @@ def train_matting(
 
     def keep(history: History) -> None:
         if best_epoch(history) == len(history.epochs):
-            _copy(folder / f"epoch_{len(history.epochs):02d}.safetensors", out)
+            _copy(_epoch_path(folder, len(history.epochs)), out)
         if on_epoch is not None:
             on_epoch(task, history)
 
     if world.leads:
-        for part in out.parent.glob(f".{out.stem}-*{out.suffix}"):  # of a process that was killed while it wrote
-            part.unlink()
+        for path in (out, *(_epoch_path(folder, epoch) for epoch in range(1, config.epochs + 1))):
+            discard_parts(path)
     history = fit(task, folder, save_every=save_every, progress=progress, on_step=on_step, on_epoch=keep)
     if world.leads and not out.exists():
-        _copy(folder / f"epoch_{best_epoch(history):02d}.safetensors", out)
+        _copy(_epoch_path(folder, best_epoch(history)), out)
     return history
 
 
@@ -453,6 +453,10 @@ def best_epoch(history: History) -> int:
     """The epoch, from 1, with the least squared error on the validation frames."""
     errors = [scores["mse"] for scores in history.epochs]
     return 1 + errors.index(min(errors))
+
+
+def _epoch_path(folder: Path, epoch: int) -> Path:
+    return folder / f"epoch_{epoch:02d}.safetensors"
 
 
 def _copy(source: Path, target: Path) -> None:
