@@ -353,6 +353,12 @@ OPERATORS = {
     "concat, one twice": Net(lambda net, x: torch.cat([y := F.leaky_relu(net.a(x), SLOPE), y], 1), a=conv()),
     "activation alone": nn.Sequential(nn.LeakyReLU(SLOPE), nn.LeakyReLU(SLOPE), nn.ReLU(), conv()),
     "activation of two": Net(lambda net, x: torch.cat([y := net.a(x), F.leaky_relu(y, SLOPE)], 1), a=conv()),
+    "ReLU6": nn.Sequential(conv(), nn.ReLU6(), conv(), nn.ReLU6(inplace=True)),
+    "ReLU6 alone": nn.Sequential(nn.ReLU6(), nn.ReLU(), nn.ReLU6(), conv()),
+    "ReLU6 into a sum": Net(
+        lambda net, x: torch.relu(F.relu6(net.a(x)) + F.relu6(y := net.b(x))) + y, a=conv(), b=conv()
+    ),
+    "padding by a word": nn.Sequential(nn.Conv2d(4, 4, (2, 3), padding="same"), nn.Conv2d(4, 4, 3, padding="valid")),
     "twice": Net(lambda net, x: net.a(F.relu(net.a(x))), a=conv()),
     "nothing": nn.Identity(),
 }

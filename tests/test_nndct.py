@@ -309,7 +309,7 @@ def test_no_result_and_garbage_are_refused(pretender, conv, tmp_path):
     ("change", "match"),
     [
         ({"mode": "fast"}, "'ptq' or 'qat'"),
-        ({"batches": []}, "one shape"),
+        ({"batches": []}, "at least one batch"),
         ({"batches": [X, X[:, :, :4]]}, "one shape"),
         ({"test": X}, "one image"),
         ({"mode": "qat"}, "1 targets"),

@@ -65,6 +65,7 @@ class Cuts(nn.Module):
 
 CUTS = [(cut, nn.Identity()) for cut in (0, 1, 2, 9, 15, 16)]
 CUTS += [(cut, nn.ReLU()) for cut in (0, 1, 7, 16)]
+CUTS += [(cut, nn.ReLU6()) for cut in (0, 1, 7, 16)]
 CUTS += [(cut, nn.LeakyReLU(SLOPE)) for cut in (0, 1, 6, 12)]  # more: a shift beside the sums leaves float32's 24 bits
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -164,8 +163,7 @@ def make_runner(
         device = "cuda" if "cuda" in words else "cpu"
         kind = next((word for word in words if word in ("bf16", "float16")), "float32")
         compiled = "compiled" in words or (device == "cuda" and kind != "float32")
-        # a copy: layout and device are the runner's own
-        return PytorchRunner(copy.deepcopy(model), precision=kind, device=device, compiled=compiled)
+        return PytorchRunner(model, precision=kind, device=device, compiled=compiled)
     if backend == "exact":
         from .exact import ExactRunner
 

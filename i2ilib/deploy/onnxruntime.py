@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import I2IError, IntegrityError
 from ..quant import Quantised
 from ..quant.export import to_onnx
+from ..quant.tracing import evaluation_copy
 from ..runtime import cpu_name, require, versions
 from .probe import is_exact, network
 from .runner import Serial
@@ -90,5 +91,5 @@ def from_pytorch(model: nn.Module | Quantised, example: torch.Tensor, *, optimis
         path = Path(folder) / "model.onnx"
         if isinstance(model, Quantised):
             return OnnxRuntimeRunner(model.to_onnx(path), precision="int8", optimise=optimise)
-        to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
+        to_onnx(evaluation_copy(model), torch.zeros(2, *example.shape[1:]), path)
         return OnnxRuntimeRunner(path, optimise=optimise)

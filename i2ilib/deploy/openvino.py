@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import I2IError, IntegrityError
 from ..quant import Quantised
 from ..quant.export import to_onnx
+from ..quant.tracing import evaluation_copy
 from ..runtime import require, versions
 from .probe import SATURATES, is_exact, network
 from .runner import check_batch
@@ -296,5 +297,5 @@ def from_pytorch(
         if integers:
             model.to_onnx(path, form="cpu" if precision == "int8" else "float")
         else:
-            to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
+            to_onnx(evaluation_copy(model), torch.zeros(2, *example.shape[1:]), path)
         return OpenVinoRunner(path, precision=precision, streams=streams)

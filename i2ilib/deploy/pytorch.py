@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import I2IError
+from ..quant.tracing import evaluation_copy
 from ..runtime import cpu_name, quiet, versions
 from .runner import Serial
 
@@ -16,7 +17,7 @@ class PytorchRunner(Serial):
     """PyTorch: eager, compiled, or replayed as a CUDA graph.
 
     Args:
-        model: Any module of one tensor in and one out; used as it is, in evaluation mode.
+        model: Any module of one tensor in and one out; it is copied, not changed.
         precision: "float32"; "bf16", or "float16" on a GPU, for autocast in channels_last.
         device: "cpu" or "cuda".
         compiled: Let ``torch.compile`` fuse the network, once for every shape: with weights frozen on the CPU, as one
@@ -33,7 +34,7 @@ class PytorchRunner(Serial):
         super().__init__()
         self.precision, self.device, self.compiled = precision, torch.device(device), compiled
         self.layout = torch.contiguous_format if precision == "float32" else torch.channels_last
-        self.model = model.eval().to(self.device, memory_format=self.layout)
+        self.model = evaluation_copy(model).to(self.device, memory_format=self.layout)
         self.call = self._compile() if compiled else self.model
 
     def _compile(self) -> nn.Module:

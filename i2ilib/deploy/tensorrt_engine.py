@@ -26,6 +26,7 @@ from torch import nn
 from ..errors import I2IError, IntegrityError, UnavailableError
 from ..quant import Quantised
 from ..quant.export import to_onnx
+from ..quant.tracing import evaluation_copy
 from ..runtime import Availability, atomic_path, available, require, versions, write_json
 from .gpu import Gpu
 from .half import pairs_in, read_onnx, to_half
@@ -421,7 +422,7 @@ def from_pytorch(
     if quantised:
         model.to_onnx(path, ties=ties)
     else:
-        to_onnx(model.eval(), torch.zeros(2, *example.shape[1:]), path)
+        to_onnx(evaluation_copy(model), torch.zeros(2, *example.shape[1:]), path)
     try:
         record = check_engine(engine, here, onnx=path)
         fresh = batches(record) == list(batch)

@@ -36,7 +36,7 @@ import torch
 from torch import nn
 
 from ..errors import I2IError, UnavailableError
-from ..quant import Quantised, nndct, with_positions
+from ..quant import Quantised, calibration, nndct, with_positions
 from ..quant import graph as g
 from ..quant.fixed_point import to_integers
 from ..runtime import OPTIONAL, Availability, split_command
@@ -487,7 +487,7 @@ def from_pytorch(
 
     Args:
         model: A network of the supported operators, trained with the DPU's slope.
-        batches: (N, C, H, W) float32, to calibrate on, of the height and width to come.
+        batches: To calibrate on, as for :func:`i2ilib.quant.quantise`, of the height and width to come.
         folder: New or empty; it gets ``quantise/`` (the job, with its log) and ``network.xmodel`` with its sidecar. The
             containers must see it under the same path.
         arch: As in :func:`~i2ilib.deploy.xmodel.compile_xmodel`.
@@ -498,7 +498,7 @@ def from_pytorch(
         UnavailableError: If the quantiser, its xmodel library, the compiler, VART or the card is absent.
         I2IError: As the four steps do.
     """
-    batches, folder = list(batches), Path(folder)
+    batches, folder = list(calibration.read(batches, "batches")), Path(folder)
     result = nndct.quantise(model, batches, batches[0][:1], folder=folder / "quantise")
     if result.xmodel is None:
         raise UnavailableError("xmodel", expected="an export by AMD's quantiser", got=result.export_error or "none")

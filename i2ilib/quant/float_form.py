@@ -23,7 +23,7 @@ from torch import fx, nn
 from ..errors import I2IError
 from . import graph as g
 from .graph import A
-from .integer import FLOAT32, NUMERATOR, SLOPE_BITS, chunks
+from .integer import FLOAT32, NUMERATOR, SLOPE_BITS, chunks, six
 
 UNIT = 2**SLOPE_BITS
 MOST = 16  # shift up to which a sum that float32 cannot hold saturates
@@ -54,7 +54,7 @@ class _Value:
     terms: tuple[fx.Node, ...]
     fp: int | None = None
     bound: int = 0
-    activation: str = ""  # still to be applied, together with the rounding: "relu" or "leaky"
+    activation: str = ""  # still to be applied, with the rounding: "relu", "leaky" or "relu6"
     rounded: bool = False  # within the limits of int8
 
 
@@ -101,8 +101,7 @@ class _Rewriting:
             return self._with_bias(source, node.args[1])
         if node.target is A.add.Tensor and source.fp is not None:
             return _sum(*(self._settled(self.values[term]) for term in node.args[:2]))
-        if source.fp is not None and node.target in (A.relu.default, A.leaky_relu.default):
-            kind = "relu" if node.target is A.relu.default else "leaky"
+        if source.fp is not None and (kind := g.ACTIVATIONS.get(node.target)):
             return dataclasses.replace(self._settled(source) if source.activation else source, activation=kind)
         if source.fp is not None and node.target is A.pixel_shuffle.default and not source.rounded:
             source = self._rounded(source, self._position_behind(node), node)  # moving pixels changes no rounding
@@ -175,6 +174,8 @@ class _Rewriting:
                 remedy="Run it by the exact integers, backend 'exact'.",
             )
         fp, bound = (value.fp + SLOPE_BITS, value.bound * UNIT) if leaky else (value.fp, value.bound)
+        if value.activation == "relu6" and fp < -1:  # 6 is whole on the grid of steps of 2
+            fp, bound = -1, bound << (-1 - fp)
         return _Value((self._activated(value, self._total(value)),), fp, bound, rounded=value.rounded)
 
     def _total(self, value: _Value) -> fx.Node:
@@ -207,7 +208,8 @@ class _Rewriting:
         """On the grid of ``fp``, ties up, saturated."""
         if value.rounded and value.fp == fp and not value.activation:
             return value
-        low, high = float(0 if value.activation == "relu" else -self.HALF), float(self.HALF - 1)
+        low = 0.0 if value.activation in ("relu", "relu6") else float(-self.HALF)
+        high = float(min(self.HALF - 1, six(fp)) if value.activation == "relu6" else self.HALF - 1)
         if value.fp is None:  # x + 1/2 might itself be rounded; doubling and halving are exact
             up = [(A.mul.Tensor, 2.0 ** (fp + 1)), (A.floor.default,), (A.mul.Tensor, 0.5), (A.ceil.default,)]
             q = self.steps(self._activated(value, value.terms[0]), *up)
@@ -244,8 +246,8 @@ class _Rewriting:
         return self.call(A.maximum.default, half_up(a, shift - SLOPE_BITS), half_up(fallen, shift))
 
     def _activated(self, value: _Value, node: fx.Node) -> fx.Node:
-        if value.activation == "relu":
-            return self.call(A.relu.default, node)
+        if value.activation in ("relu", "relu6"):
+            return self.call(A.relu.default if value.activation == "relu" else A.relu6.default, node)
         return self.call(A.leaky_relu.default, node, g.SLOPE) if value.activation == "leaky" else node
 
     def _position_behind(self, node: fx.Node) -> int:

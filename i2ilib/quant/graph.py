@@ -19,10 +19,19 @@ from torch import fx, nn
 from ..errors import I2IError
 from ..runtime import quiet
 from .fixed_point import Kind
+from .tracing import (
+    CONVOLUTIONS,
+    A,
+    argument,
+    export,
+    is_parameter,
+    operator_name,
+    operators,
+    parameter,
+    remove_idle,
+    set_parameter,
+)
 
-A = torch.ops.aten
-
-CONVOLUTIONS = (A.conv2d.default, A.conv_transpose2d.input)
 COMPUTING = (
     *CONVOLUTIONS,
     A.add.Tensor,
@@ -33,25 +42,20 @@ COMPUTING = (
     A.upsample_nearest2d.vec,
     A.upsample_bilinear2d.vec,
 )
-FOLLOWING = (A.relu.default, A.leaky_relu.default, A.pixel_shuffle.default)  # join the group of their producer
+ACTIVATIONS = {A.relu.default: "relu", A.leaky_relu.default: "leaky", A.relu6.default: "relu6"}
+FOLLOWING = (*ACTIVATIONS, A.pixel_shuffle.default)  # join the group of their producer
 HOST = (A.tanh.default, A.clamp.default, A.sigmoid.default, A.upsample_bicubic2d.vec)  # float, on the host
+OPERATORS = (*COMPUTING, *FOLLOWING, *HOST, A.batch_norm.default)  # all that can be quantised
 
 SLOPE = 26 / 256  # of LeakyReLU, the DPU's only one
-
-_IN_PLACE = {
-    A.relu_.default: A.relu.default,
-    A.leaky_relu_.default: A.leaky_relu.default,
-    A.add_.Tensor: A.add.Tensor,
-}
-_NOTHING = (A.dropout.default, A.feature_dropout.default, A.alias.default, A.contiguous.default, A.clone.default)
 
 
 def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx.GraphModule:
     """The evaluation-mode graph of ``model`` with a free batch size, on a copy of its parameters.
 
-    In-place activations become ordinary ones; whoever reads the tensor they wrote into reads their result. LeakyReLU
-    gets the DPU's slope, with a warning where the model has another, as AMD's quantiser does it. A convolution with an
-    untied bias keeps no other: its own is added to that one, and left as zeros for whoever reads the state dict.
+    It is that of :func:`i2ilib.quant.tracing.export` without idle operators. LeakyReLU gets the DPU's slope, with a
+    warning where the model has another, as AMD's quantiser does it. A convolution with an untied bias keeps no other:
+    its own is added to that one, and left as zeros for whoever reads the state dict.
 
     Args:
         model: Any module of one tensor in and one out.
@@ -59,34 +63,17 @@ def capture(model: nn.Module, example: torch.Tensor, *, fold: bool = True) -> fx
         fold: Fold every BatchNorm into its convolution.
 
     Raises:
-        I2IError: If PyTorch cannot trace the model, it has several inputs or outputs, or an operator is not
-            supported; the module is named.
+        I2IError: If the model cannot be exported, or an operator cannot be quantised; the module is named.
     """
-    model, example = copy.deepcopy(model).cpu().eval(), example.cpu()  # an exported module shares its parameters
-    if len(example) < 2:  # a batch of one would be taken for a constant
-        example = torch.cat([example, example])
-    batch = ({0: torch.export.Dim("batch", min=1, max=1024)},)
-    try:
-        graph = torch.export.export(model, (example,), dynamic_shapes=batch).module(check_guards=False)
-    except I2IError:
-        raise
-    except Exception as error:  # whatever the tracer met: its own errors, or one of the model's
-        got = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        remedy = "The forward must not depend on values, and take any batch of this height and width."
-        raise I2IError(
-            type(model).__name__, expected="a model that PyTorch can export", got=got, remedy=remedy
-        ) from error
-    for node in list(graph.graph.nodes):
-        if node.target in _NOTHING:
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-        node.target = _IN_PLACE.get(node.target, node.target) if node.op == "call_function" else node.target
-        if node.target is A.pad.default and argument(node, 2, "constant") == "constant":
-            node.target, node.args = A.constant_pad_nd.default, (*node.args[:2], argument(node, 3, None) or 0)
-        if node.target is A.add.Tensor and _is_parameter(node.args[0]) and not node.kwargs:
-            node.args = node.args[::-1]
+    graph = export(model, example)
+    remove_idle(graph)
+    for node in operators(graph):
+        if wanted := missing(node):
+            unknown = node.target not in OPERATORS
+            got = str(node.target).removeprefix("aten.") if unknown else operator_name(node.target) + str(node.args[1:])
+            remedy = "Write the module with these, or leave it out of the quantised part." if unknown else None
+            raise I2IError(tensor_name(node), expected=wanted, got=got, remedy=remedy)
     _set_slopes(graph)
-    _refuse_unknown(graph, (*COMPUTING, *FOLLOWING, *HOST, A.batch_norm.default))
     _fold_own_biases(graph)
     if fold:
         fold_batch_norm(graph)
@@ -113,58 +100,72 @@ def _set_slopes(graph: fx.GraphModule) -> None:
         )
 
 
-def _refuse_unknown(graph: fx.GraphModule, known: tuple) -> None:
-    nodes = graph.graph.nodes
-    inputs = [node for node in nodes if node.op == "placeholder"]
-    results = next(node for node in nodes if node.op == "output").args[0]
-    if len(inputs) != 1 or len(results) != 1 or not isinstance(results[0], fx.Node):
-        got = f"{len(inputs)} in, {len(results)} out"
-        raise I2IError("model", expected="one tensor in and one tensor out", got=got)
-    for node in nodes:
-        if node.op != "call_function":
-            continue
-        if node.target not in known:
-            raise I2IError(
-                tensor_name(node),
-                expected="an operator from " + ", ".join(operator_name(op) for op in known),
-                got=str(node.target).removeprefix("aten."),
-                remedy="Write the module with these, or leave it out of the quantised part.",
-            )
-        if trouble := _TROUBLE.get(node.target, lambda node: None)(node):
-            raise I2IError(tensor_name(node), expected=trouble, got=operator_name(node.target) + str(node.args[1:]))
+# --- what can be quantised: the one answer for the quantiser and for the inspector ---------------------
 
 
-def operator_name(target: object) -> str:
-    """The name of an ATen operator, without its overload: ``conv2d``."""
-    return target.__name__.partition(".")[0] if isinstance(target, torch._ops.OpOverload) else str(target)
+def missing(node: fx.Node) -> str | None:
+    """What an operator would have to be to be quantised; None where it can be, as it is.
 
-
-def argument(node: fx.Node, index: int, default: object) -> object:
-    """A positional argument of an operator, or what stands for it where it was left out."""
-    return node.args[index] if len(node.args) > index else default
+    Args:
+        node: An operator of an exported graph without idle ones.
+    """
+    if node.target not in OPERATORS:
+        return "an operator from " + ", ".join(map(operator_name, OPERATORS))
+    if not all(isinstance(source.meta.get("val"), torch.Tensor) for source in node.all_input_nodes):
+        return "arguments that do not depend on the size of the batch"
+    if any(each.meta["val"].dtype != torch.float32 for each in (node, *node.all_input_nodes)):
+        return "float32 values"
+    fixed = node.all_input_nodes[1:] if node.target in (*CONVOLUTIONS, A.batch_norm.default) else ()
+    if node.target is not A.add.Tensor and any(is_parameter(n) for n in node.all_input_nodes if n not in fixed):
+        return "inputs that the network computes"
+    return _MISSING.get(node.target, lambda node: None)(node)
 
 
 def _power_of_two(value: float) -> bool:
     return value >= 1 and math.frexp(value)[0] == 0.5
 
 
-# what the integers cannot say of an operator that is known; None where nothing is wrong
+def _fixed_weights(node: fx.Node) -> str | None:
+    parameters = [each for each in (*node.args, None)[1:3] if each is not None]
+    if not all(map(is_parameter, parameters)):
+        return "a convolution whose weight and bias are parameters"
+    if node.target is A.conv_transpose2d.input:
+        plain = argument(node, 6, 1) == 1 and set(argument(node, 7, [1])) == {1}
+        return None if plain else "a transposed convolution without groups and dilation"
+    return None
+
+
+def _no_fixed_norm(node: fx.Node) -> str | None:
+    conv, scale, offset, mean, variance, training = node.args[:6]
+    if None in (mean, variance) or training:
+        return "running statistics (track_running_stats=True)"
+    if not all(is_parameter(each) for each in (scale, offset, mean, variance) if each is not None):
+        return "a BatchNorm whose parameters and statistics are fixed"
+    alone = conv.target in CONVOLUTIONS and all(len(each.users) == 1 for each in (conv, *conv.all_input_nodes[1:]))
+    return None if alone else "a convolution before BatchNorm, used by it alone and called once"
 
 
 def _no_plain_sum(node: fx.Node) -> str | None:
     terms, shape = node.args[:2], node.meta["val"].shape[1:]
     same = all(isinstance(term, fx.Node) and term.meta["val"].shape[-3:] == shape for term in terms)
     behind = same and terms[0].target in CONVOLUTIONS and len(terms[0].users) == 1
-    placed = behind or not any(map(_is_parameter, terms))
-    if same and placed and node.kwargs.get("alpha", 1) == 1:
-        return None
-    return "a sum of two tensors of one shape, or of a convolution that nothing else reads and a bias (C, H, W)"
+    placed = behind or not any(map(is_parameter, terms))
+    if not (same and placed and node.kwargs.get("alpha", 1) == 1):
+        return "a sum of two tensors of one shape, or of a convolution that nothing else reads and a bias (C, H, W)"
+    own = (*terms[0].args, None)[2] if adds_bias(node) else None
+    if own is not None and len(own.users) + len(terms[1].users) > 2:
+        return "one call of a convolution that has a bias and an untied one, or bias=False"
+    return None
 
 
 def _odd_mean(node: fx.Node) -> str | None:
-    kernel = node.args[1]
+    kernel = (list(node.args[1]) * 2)[:2]
     plain = not any(argument(node, 3, [0])) and not argument(node, 4, False) and argument(node, 6, None) is None
-    return None if plain and _power_of_two(math.prod(kernel)) else "a mean over 2, 4, 8, ... pixels, without padding"
+    return (
+        None
+        if plain and _power_of_two(math.prod(kernel))
+        else "a mean over 2, 4, 8, ... pixels, without padding; the DPU approximates others"
+    )
 
 
 def _uneven_scale(node: fx.Node) -> str | None:
@@ -177,7 +178,9 @@ def _uneven_scale(node: fx.Node) -> str | None:
     return None if even else "a whole factor" + (", 2, 4 or 8, with align_corners=False" if bilinear else "")
 
 
-_TROUBLE = {
+_MISSING = {
+    **dict.fromkeys(CONVOLUTIONS, _fixed_weights),
+    A.batch_norm.default: _no_fixed_norm,
     A.add.Tensor: _no_plain_sum,
     A.avg_pool2d.default: _odd_mean,
     A.upsample_nearest2d.vec: _uneven_scale,
@@ -187,36 +190,12 @@ _TROUBLE = {
     A.constant_pad_nd.default: lambda node: (
         "padding of height and width, with zeros" if argument(node, 2, 0) or len(node.args[1]) > 4 else None
     ),
-    A.batch_norm.default: lambda node: (
-        "running statistics (track_running_stats=True)" if None in node.args[3:5] else None
-    ),
-    A.conv_transpose2d.input: lambda node: (
-        "a transposed convolution without groups and dilation"
-        if argument(node, 6, 1) != 1 or set(argument(node, 7, [1])) != {1}
-        else None
-    ),
 }
-
-
-def parameter(graph: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    """The parameter or buffer that a ``get_attr`` node stands for."""
-    owner, _, name = node.target.rpartition(".")
-    return getattr(graph.get_submodule(owner), name)
-
-
-def set_parameter(graph: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
-    """Replace the parameter that a ``get_attr`` node stands for."""
-    owner, _, name = node.target.rpartition(".")
-    setattr(graph.get_submodule(owner), name, nn.Parameter(value, requires_grad=False))
-
-
-def _is_parameter(argument: object) -> bool:
-    return isinstance(argument, fx.Node) and argument.op == "get_attr"
 
 
 def adds_bias(node: fx.Node) -> bool:
     """Whether a node of a captured graph adds an untied bias to the convolution before it."""
-    return node.target is A.add.Tensor and _is_parameter(node.args[1])
+    return node.target is A.add.Tensor and is_parameter(node.args[1])
 
 
 def bias_of(convolution: fx.Node) -> fx.Node | None:
@@ -236,10 +215,6 @@ def _fold_own_biases(graph: fx.GraphModule) -> None:
         if not adds_bias(node) or (own := (*node.args[0].args, None)[2]) is None:
             continue
         conv, untied = node.args
-        if len(own.users) > 1 or len(untied.users) > 1:
-            remedy = "Leave out the convolution's own bias (bias=False); the untied one does its work."
-            want = "one call of a convolution that has a bias and an untied one"
-            raise I2IError(tensor_name(conv), expected=want, got="several", remedy=remedy)
         value, bias = parameter(graph, own), parameter(graph, untied)
         set_parameter(graph, untied, bias + per_channel(value, bias))
         set_parameter(graph, own, torch.zeros_like(value))
@@ -257,9 +232,6 @@ def fold_batch_norm(graph: fx.GraphModule) -> None:
         if node.target is not A.batch_norm.default:
             continue
         conv = node.args[0]
-        if conv.target not in CONVOLUTIONS or len(conv.users) > 1 or len(conv.args[1].users) > 1:
-            want = "a convolution before BatchNorm, used by it alone and called once"
-            raise I2IError(tensor_name(node), expected=want, got=conv.name)
         mean, variance = (parameter(graph, arg).double() for arg in node.args[3:5])
         gamma, beta = (  # None with affine=False
             torch.full_like(mean, neutral) if arg is None else parameter(graph, arg).double()

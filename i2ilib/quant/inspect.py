@@ -9,7 +9,6 @@ operator before it. AMD's compiler, which is closed, has the last word.
 from __future__ import annotations
 
 import collections
-import copy
 import dataclasses
 import math
 import operator
@@ -21,8 +20,9 @@ import torch
 from torch import fx, nn
 
 from ..errors import I2IError
-from ..runtime import quiet
-from .graph import HOST, SLOPE, operator_name, tensor_name
+from . import calibration
+from .graph import HOST, SLOPE, missing, tensor_name
+from .tracing import check_module, export, is_idle, operator_name, operators, remove_idle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Finding:
     device: str  # "DPU", "CPU", or "none" for what evaluation removes
     reason: str
     remedy: str  # the change that would move it to the DPU; empty on the DPU, and on the host by design
+    quantisable: bool = True  # whether i2ilib.quant.quantise takes it as it is; all on the DPU is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +91,15 @@ class Inspection:
         parts += [f"at the end, on the host by design, {host}"] if host else []
         return "; ".join(parts) + "."
 
+    @property
+    def refused(self) -> list[Finding]:
+        """The operators that :func:`i2ilib.quant.quantise` refuses; it takes the network exactly if there are none."""
+        return [row for row in self.rows if not row.quantisable]
+
     def frame(self) -> pd.DataFrame:
-        """One row an operator, one column a field of :class:`Finding`."""
-        return pd.DataFrame(self.rows, columns=[field.name for field in dataclasses.fields(Finding)])
+        """One row an operator, one column a field of :class:`Finding` up to ``remedy``."""
+        names = [field.name for field in dataclasses.fields(Finding)]
+        return pd.DataFrame(self.rows, columns=names).drop(columns="quantisable")
 
     def __str__(self) -> str:
         cells = [("device", "operator", "tensor", "shape", "reason")]
@@ -115,18 +122,21 @@ def inspect(
 ) -> Inspection:
     """Say for every operator whether the DPU or the CPU would run it, why, and which change would move it.
 
+    The operators are those that :func:`i2ilib.quant.quantise` sees, and one answer serves both: it takes the network
+    exactly if no finding is ``refused``, and what would run on the DPU never is.
+
     Args:
         model: Any module of one tensor in and one out that PyTorch can export, quantisable or not; stays as it is.
         target: A name in :data:`TARGETS`, or a target of your own.
-        example: (N, C, H, W) float32, of the size that will run; by default (1, C, 256, 256), C being that of the
-            model's first convolution.
+        example: (N, C, H, W) of floating point, of the size that will run; by default (1, C, 256, 256), C being that of
+            the model's first convolution.
 
     Returns:
         The findings. ``print`` them, or show them in a notebook.
 
     Raises:
-        I2IError: If the target is not known, there is no convolution to take the channels from, or PyTorch cannot
-            export the model; the module where it stopped is named.
+        I2IError: If the target is not known, there is no convolution to take the channels from, or the model cannot be
+            copied or exported; the module where it stopped is named.
 
     Example:
         >>> block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.LeakyReLU(0.2))
@@ -141,79 +151,67 @@ def inspect(
         if target not in TARGETS:
             raise I2IError("target", expected=" or ".join(TARGETS), got=repr(target))
         target = TARGETS[target]
-    graph = _export(model, example).graph
-    rows: list[Finding] = []
+    traced = export(model, _example(model) if example is None else calibration.one(example, "example"))
+    graph, rows = traced.graph, {}
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in filter(is_idle, graph.nodes):
+        rows[node] = Finding(_operator(node), tensor_name(node), _sizes(node), "none", "evaluation removes it", "")
+    remove_idle(traced)
+    wanted = {node: missing(node) for node in operators(traced)}
     device: dict[fx.Node, str] = {}  # of all that depends on the input
     level: dict[fx.Node, int] = {}  # how many times the data has entered the DPU until then
     for node in list(graph.nodes):
         inputs = [n for n in node.all_input_nodes if n in device]
-        if node.op == "placeholder":
-            device[node], level[node] = "CPU", 0
-        if node.op != "call_function" or not inputs:  # constants, and what is computed from them alone
-            continue
-        name, troubles, reason = _operator(node), [], ""
-        if name in _REMOVED:
-            where, reason = "none", "evaluation removes it"
-        elif name in _HOST and _at_the_end(node):
-            where, reason = "CPU", "on the host by design, after the last fix"
-        else:
-            rule, engine = _RULES.get(name, (_unlisted, ""))
-            troubles = list(rule(node, target))
-            joins = not troubles and name in (*_ACTIVATIONS, "batch_norm")
-            if joins and device[inputs[0]] == "CPU":
-                owner = tensor_name(inputs[0])
-                troubles = [(f"part of {owner}, which is on the CPU", f"move {owner}")]
-            where = "CPU" if troubles else "DPU"
-            reason = "; ".join(trouble[0] for trouble in troubles) or engine.format(tensor_name(inputs[0]))
-        remedy = "; ".join(trouble[1] for trouble in troubles)
-        rows.append(Finding(name, tensor_name(node), tuple(_shape(node)), where, reason, remedy))
-        device[node] = where
-        level[node] = max(level[n] + (where == "DPU" and device[n] == "CPU") for n in inputs)
-        if where == "none" or (name == "batch_norm" and joins):  # gone, as far as its readers can tell
+        where = device[inputs[0]] if inputs else "CPU"
+        joins = False
+        if node in wanted:
+            row, joins = _finding(node, target, wanted[node], where)
+            rows[node], where = row, row.device
+        if inputs or node.op == "placeholder":
+            device[node] = where
+            level[node] = max((level[n] + (where == "DPU" and device[n] == "CPU") for n in inputs), default=0)
+        if joins and rows[node].operator == "batch_norm":  # gone, as far as its readers can tell
             node.replace_all_uses_with(inputs[0])
             graph.erase_node(node)
-    return Inspection(target, tuple(rows), max(level.values()))
+    return Inspection(target, tuple(rows[node] for node in sorted(rows, key=order.get)), max(level.values()))
+
+
+def _finding(node: fx.Node, target: Target, wanted: str | None, before: str) -> tuple[Finding, bool]:
+    """The finding of an operator, and whether it joins the one before it, which is on the device ``before``."""
+    name, troubles, reason, joins = _operator(node), [], "", False
+    if name in _HOST and not wanted and _at_the_end(node):
+        where, reason = "CPU", "on the host by design, after the last fix"
+    else:
+        rule, engine = _RULES.get(name, (_unlisted, ""))
+        troubles = list(rule(node, target))
+        if wanted and not troubles:
+            troubles = [(f"quantise takes only {wanted}", wanted)]
+        joins = not troubles and name in (*_ACTIVATIONS, "batch_norm")
+        owner = tensor_name(node.all_input_nodes[0]) if node.all_input_nodes else ""
+        if joins and before == "CPU":
+            troubles = [(f"part of {owner}, which is on the CPU", f"move {owner}")]
+        where = "CPU" if troubles else "DPU"
+        reason = "; ".join(trouble[0] for trouble in troubles) or engine.format(owner)
+    remedy = "; ".join(trouble[1] for trouble in troubles)
+    return Finding(name, tensor_name(node), _sizes(node), where, reason, remedy, not wanted), joins
 
 
 # --- the graph -------------------------------------------------------------------------------------
 
 
-def _export(model: nn.Module, example: torch.Tensor | None) -> fx.GraphModule:
-    """The graph as data flows through it; readers of a tensor that was written in place read the writer's result."""
-    model = copy.deepcopy(model).eval()
-    if example is None:
-        owners = (getattr(model, "config", None), *model.modules())
-        channels = next((owner.in_channels for owner in owners if hasattr(owner, "in_channels")), None)
-        if channels is None:
-            raise I2IError("example", expected="a tensor (N, C, H, W)", got="None, and a model without convolution")
-        example = next(model.parameters(), torch.empty(0)).new_zeros(1, channels, 256, 256)
-    within: list[str] = []  # the modules whose forward has begun and not ended
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda module, _, name=name: within.append(name or type(module).__name__))
-        module.register_forward_hook(lambda *_: within.pop() and None)
-    try:
-        with quiet("torch.fx.experimental.symbolic_shapes"):
-            module = torch.export.export(model, (example[:1],)).module(check_guards=False)
-    except Exception as error:  # whatever the tracer met: its own errors, or one of the model's
-        raise I2IError(
-            f"inspect, {within[-1] if within else type(model).__name__}",
-            expected="a forward of one tensor that torch.export can trace",
-            got=f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}",
-            remedy="Pass an example of a size that the model takes; take out of the forward what depends on values.",
-        ) from error
-    for node in list(module.graph.nodes):
-        if node.target is operator.getitem:  # one of several results: stands for all of them
-            node.replace_all_uses_with(node.args[0])
-        elif node.op == "call_function" and node.meta.get("val") is None:  # an assertion
-            module.graph.erase_node(node)
-    module.graph.eliminate_dead_code()
-    return module
+def _example(model: nn.Module) -> torch.Tensor:
+    """A batch of the default size with the channels of the model's first convolution."""
+    owners = (getattr(model, "config", None), *check_module(model).modules())
+    channels = next((owner.in_channels for owner in owners if hasattr(owner, "in_channels")), None)
+    if channels is None:
+        raise I2IError("example", expected="a tensor (N, C, H, W)", got="None, and a model without convolution")
+    return torch.zeros(2, channels, 256, 256)
 
 
 def _operator(node: fx.Node) -> str:
-    name = operator_name(node.target).rstrip("_")
-    if name == "hardtanh" and (_arguments(node).min_val, _arguments(node).max_val) == (0, 6):
-        return "relu6"
+    if node.target is operator.getitem:  # one of several results
+        return _operator(node.args[0])
+    name = operator_name(node.target)
     return {"cat": "concat", "constant_pad_nd": "pad"}.get(name, name)
 
 
@@ -227,7 +225,12 @@ def _arguments(node: fx.Node) -> SimpleNamespace:
 
 def _shape(node: fx.Node) -> torch.Size:
     value = node.meta["val"]
-    return (value[0] if isinstance(value, list | tuple) else value).shape
+    return getattr(value[0] if isinstance(value, list | tuple) else value, "shape", torch.Size())
+
+
+def _sizes(node: fx.Node) -> tuple[int, ...]:
+    """The shape for one image; the graph is that of any number of them."""
+    return tuple(size if isinstance(size, int) else max(1, size.node.hint // 2) for size in _shape(node))
 
 
 def _pair(value: int | list[int]) -> tuple[int, int]:
@@ -313,7 +316,9 @@ def _sum(node: fx.Node, target: Target) -> Troubles:
     if _adds_constant(node):
         reason = "an untied bias: a convolution takes one number a channel, the elementwise engine two feature maps"
         yield reason, "tie it: one number a channel, the convolution's own bias (another network: train it again)"
-    elif not all(isinstance(n, fx.Node) and _shape(n) == _shape(node) for n in (a.self, a.other)) or a.alpha != 1:
+    elif (
+        not all(isinstance(n, fx.Node) and _shape(n)[1:] == _shape(node)[1:] for n in (a.self, a.other)) or a.alpha != 1
+    ):
         yield "not a plain sum of two tensors of one shape", "put constants into the bias of a convolution beside it"
 
 
@@ -346,7 +351,7 @@ def _resize(node: fx.Node, target: Target) -> Troubles:
 
 def _pad(node: fx.Node, target: Target) -> Troubles:
     a = _arguments(node)
-    zeros = getattr(a, "mode", "constant") == "constant" and not a.value and len(a.pad) <= 4
+    zeros = getattr(a, "mode", "constant") == "constant" and not a.value and len(a.pad) <= 4 and min(a.pad) >= 0
     users = {_operator(user) if user.op == "call_function" else "output" for user in node.users}
     if not zeros or not users <= {*_CONVOLUTIONS, *_POOLS}:
         yield "only zeros around a convolution or pool are fused into it", "padding=... of the convolution"
@@ -361,7 +366,6 @@ def _unlisted(node: fx.Node, target: Target) -> Troubles:
 _CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 _ACTIVATIONS = ("relu", "leaky_relu", "relu6")
 _POOLS = ("max_pool2d", "avg_pool2d")
-_REMOVED = ("dropout", "feature_dropout", "contiguous", "clone", "detach", "alias", "to")
 _HOST = tuple(map(operator_name, HOST))
 
 _RULES = {

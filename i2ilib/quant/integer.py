@@ -44,7 +44,7 @@ class Fixed:
     q: Tensor
     fp: int
     bound: int
-    activation: str = ""  # or "relu", "leaky"
+    activation: str = ""  # or "relu", "leaky", "relu6"
 
     def wide(self, factor: int = 1) -> Tensor:
         """The integers in a type that holds ``factor`` times the largest of them."""
@@ -58,6 +58,10 @@ class Fixed:
             unit = 2**SLOPE_BITS
             q = self.wide(unit)
             return Fixed(torch.maximum(q * unit, q * NUMERATOR), self.fp + SLOPE_BITS, self.bound * unit)
+        if self.activation == "relu6":
+            finer = max(0, -1 - self.fp)  # 6 is whole on the grid of steps of 2
+            fp, bound = self.fp + finer, self.bound << finer
+            return Fixed((self.wide(2**finer) << finer).clamp(0, min(six(fp), bound)), fp, bound)
         return self
 
     def round(self, fp: int, half: int) -> Fixed:
@@ -72,13 +76,19 @@ class Fixed:
             q = torch.maximum(_shift(q * NUMERATOR, shift + SLOPE_BITS), _shift(q, shift))
         else:
             q = _shift(self.wide(factor), shift)
-        low = 0 if self.activation == "relu" else -half
-        return Fixed(q.clamp_(low, half - 1).to(torch.int8), fp, half)
+        low = 0 if self.activation in ("relu", "relu6") else -half
+        high = min(half - 1, six(fp)) if self.activation == "relu6" else half - 1  # rounding keeps the order
+        return Fixed(q.clamp_(low, high).to(torch.int8), fp, half)
 
     def float(self) -> Tensor:
         """The values, float32 (N, C, H, W)."""
         value = self.exact()
         return value.q.permute(0, 3, 1, 2).contiguous().float() * 2.0**-value.fp
+
+
+def six(fp: int) -> int:
+    """ReLU6's 6 on the grid of ``fp``, ties up."""
+    return math.floor(6 * 2.0**fp + 0.5)
 
 
 def _shift(q: Tensor, by: int) -> Tensor:
@@ -113,23 +123,25 @@ class Executor:
         self.last_reader = {source: node for node in self.nodes for source in node.all_input_nodes}
 
     @torch.inference_mode()
-    def __call__(self, x: Tensor, *, keep: dict[str, Tensor] | None = None) -> Tensor:
+    def __call__(self, x: Tensor, *, keep: dict[str, Tensor] | None = None, last: int | None = None) -> Tensor:
         """Run a batch.
 
         Args:
             x: (N, C, H, W) float32.
             keep: When given, filled with every int8 feature map (N, C, H, W) by tensor name.
+            last: The last rounded tensor, which no convolution reads, is rounded at this position instead of its own.
 
         Returns:
             (N, C', H', W') float32.
         """
         values: dict[fx.Node, Fixed | Tensor] = {}
+        positions = self.positions if last is None else self.positions | {next(reversed(self.sites)): last}
         for node in self.nodes:
             if node.op == "output":
                 break
-            value = x if node.op == "placeholder" else self._compute(node, values)
+            value = x if node.op == "placeholder" else self._compute(node, values, positions)
             if site := self.sites.get(node):
-                value = self._rounded(value, node, site)
+                value = self._rounded(value, positions[node], site)
                 if keep is not None:
                     keep[site.name] = value.q.permute(0, 3, 1, 2)
             values[node] = value
@@ -139,19 +151,21 @@ class Executor:
         result = values[node.args[0][0]]
         return result.float() if isinstance(result, Fixed) else result
 
-    def _rounded(self, value: Fixed | Tensor, node: fx.Node, site: g.Site) -> Fixed:
-        fp = self.positions[node]
+    def _rounded(self, value: Fixed | Tensor, fp: int, site: g.Site) -> Fixed:
         if isinstance(value, Fixed):
             return value.round(fp, self.half)
         q = to_integers(value, fp, kind=site.kind, bits=self.bits).to(torch.int8)
         return Fixed(q.permute(0, 2, 3, 1).contiguous(), fp, self.half)
 
-    def _compute(self, node: fx.Node, values: dict[fx.Node, Fixed | Tensor]) -> Fixed | Tensor:
+    def _compute(
+        self, node: fx.Node, values: dict[fx.Node, Fixed | Tensor], positions: dict[fx.Node, int]
+    ) -> Fixed | Tensor:
         """The value of a node before it is rounded: exact and wide, or float on the host."""
         if node.target is A.cat.default:
             # each once: rounding overwrites the sums of a tensor that is there twice
-            parts = {part: self._rounded(values[part], node, self.sites[node]) for part in node.all_input_nodes}
-            return Fixed(torch.cat([parts[part].q for part in node.args[0]], -1), self.positions[node], self.half)
+            fp, site = positions[node], self.sites[node]
+            parts = {part: self._rounded(values[part], fp, site) for part in node.all_input_nodes}
+            return Fixed(torch.cat([parts[part].q for part in node.args[0]], -1), fp, self.half)
         source = values[node.args[0]]
         if g.adds_bias(node):  # in the sums already
             return source
@@ -161,8 +175,7 @@ class Executor:
             return self.convolutions[node](source.q)
         if node.target is A.add.Tensor:
             return _add(source, values[node.args[1]])
-        if node.target in (A.relu.default, A.leaky_relu.default):
-            kind = "relu" if node.target is A.relu.default else "leaky"
+        if kind := g.ACTIVATIONS.get(node.target):
             return dataclasses.replace(source.exact(), activation=kind)
         return _OPERATORS[node.target](source.exact(), node)
 

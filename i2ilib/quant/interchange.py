@@ -79,6 +79,7 @@ OPERATORS = {
     ),
     "relu": Operator(A.relu.default),
     "leaky_relu": Operator(A.leaky_relu.default, ("slope",)),
+    "relu6": Operator(A.relu6.default),
     "pixel_shuffle": Operator(A.pixel_shuffle.default, ("factor",)),
     "concat": Operator(A.cat.default, ("axis",)),
     "untied_bias": Operator(A.add.Tensor, (), ("bias",)),  # before add, whose target it shares
@@ -98,7 +99,7 @@ OPERATORS = {
 # only in the float document that goes to another quantiser
 FLOAT_OPERATORS = {"batch_norm": Operator(A.batch_norm.default, ("training", "momentum", "eps", "cudnn"), _STATISTICS)}
 _NAMES = {operator.target: name for name, operator in (OPERATORS | FLOAT_OPERATORS).items()}
-_ACTIVATIONS = ("relu", "leaky_relu", "pixel_shuffle")  # join the group of their producer
+_ACTIVATIONS = ("relu", "leaky_relu", "relu6", "pixel_shuffle")  # join the group of their producer
 
 
 # --- writing ---------------------------------------------------------------------------------------
@@ -271,6 +272,8 @@ def _build(document: dict, integers: dict[str, torch.Tensor]) -> Quantised:
     with quiet():  # PyTorch's own notices about the graphs that it copies
         folded = g.capture(network, torch.zeros(2, *shape))  # the form that everything else expects
     computed = [node for node in folded.graph.nodes if node.op in ("placeholder", "call_function")]
+    if len(computed) != len(nodes):
+        raise I2IError("nodes", expected="operators that the output depends on", got="others")
     for node, about in zip(computed, nodes, strict=True):
         node.meta["nn_module_stack"] = {"": (about["name"], "torch.nn.modules.")}  # what tensor_name reads
     quantised = Quantised(folded, positions, shape, bits=bits)

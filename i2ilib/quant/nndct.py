@@ -7,10 +7,10 @@ FOLDER`` runs there, :func:`collect` reads what came. :func:`quantise` does all 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -24,9 +24,9 @@ import torch
 from torch import nn
 
 from ..errors import I2IError, IntegrityError, UnavailableError
-from ..runtime import Availability, available, write_json
+from ..runtime import Availability, available, split_command, write_json
+from . import calibration, nndct_worker
 from . import graph as g
-from . import nndct_worker
 from .interchange import describe, describe_float, match
 from .ptq import Quantised
 
@@ -73,7 +73,7 @@ def status() -> Availability:
 
 def quantise(
     model: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: calibration.Batches,
     test: torch.Tensor,
     *,
     folder: str | os.PathLike,
@@ -124,7 +124,7 @@ def quantise(
 
 def prepare(
     model: nn.Module,
-    batches: Iterable[torch.Tensor],
+    batches: calibration.Batches,
     test: torch.Tensor,
     *,
     folder: str | os.PathLike,
@@ -139,8 +139,8 @@ def prepare(
     """Write a job for AMD's quantiser, to be run by ``python FOLDER/nndct_worker.py FOLDER`` where that is present.
 
     Args:
-        model: A network of the supported operators.
-        batches: (N, C, H, W) float32, all of one height and width: for calibration or training.
+        model: A network of the supported operators; it is copied, not changed.
+        batches: For calibration or training, as for :func:`i2ilib.quant.quantise`.
         test: (1, C, H, W) float32, to be run through the quantised network.
         folder: New or empty; it gets its name when all is in it.
         mode: "ptq": calibrate (BatchNorm folded before). "qat": train with BatchNorm in place.
@@ -157,21 +157,19 @@ def prepare(
     Raises:
         I2IError: If an argument is not possible, or the network has no form that QAT accepts.
     """
-    batches, targets = [b.detach().cpu() for b in batches], [t.detach().cpu() for t in targets or ()]
+    batches, targets = list(calibration.read(batches, "batches")), [t.detach().cpu() for t in targets or ()]
+    test = calibration.one(test, "test")
     folder = Path(folder).absolute()
     if mode not in ("ptq", "qat"):
         raise I2IError("mode", expected="'ptq' or 'qat'", got=repr(mode))
-    if not batches or any(b.ndim != 4 or b.shape[1:] != batches[0].shape[1:] for b in [*batches, test]):
-        raise I2IError(
-            "batches, test", expected="tensors of one shape (N, C, H, W)", got=[tuple(b.shape) for b in batches]
-        )
-    if len(test) != 1:
-        raise I2IError("test", expected="one image, (1, C, H, W)", got=tuple(test.shape))
+    if test.shape != (1, *batches[0].shape[1:]):
+        want = f"one image like those of the batches, {(1, *batches[0].shape[1:])}"
+        raise I2IError("test", expected=want, got=tuple(test.shape))
     if mode == "qat" and (len(targets) != len(batches) or steps < 1):
         raise I2IError("targets, steps", expected=f"{len(batches)} targets, a step or more", got=(len(targets), steps))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise I2IError(str(folder), expected="a new or an empty folder", got="one in use")
-    folded = g.capture(model.cpu(), batches[0][:2])
+    folded = g.capture(model, batches[0][:2])
     network = folded if mode == "ptq" else g.capture(model, batches[0][:2], fold=False)
     document = describe_float(network)
     if untied := [node["name"] for node in document["nodes"] if node["operator"] == "untied_bias"]:
@@ -194,6 +192,8 @@ def prepare(
     tensors |= {f"batch/{i}": b for i, b in enumerate(batches)} | {f"target/{i}": t for i, t in enumerate(targets)}
     temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
+    with contextlib.suppress(FileNotFoundError):
+        folder.rmdir()  # empty, and on Windows in the way of the new name
     try:
         write_json(temporary / "graph.json", document)
         write_json(temporary / "tensors.json", ours)
@@ -235,7 +235,7 @@ def collect(folder: str | os.PathLike) -> NndctResult:
 
 
 def _command() -> list[str]:
-    return shlex.split(os.environ.get(PYTHON) or "") or [sys.executable]
+    return split_command(os.environ.get(PYTHON) or "") or [sys.executable]
 
 
 def _symbol(text: str) -> str:

@@ -97,6 +97,7 @@ class Network(nn.Module):
         modules = {
             **dict.fromkeys(("input", "add", "concat"), nn.Identity),  # never called: PTQ takes torch.cat and +
             "relu": nn.ReLU,
+            "relu6": nn.ReLU6,
             "tanh": nn.Tanh,
             "sigmoid": nn.Sigmoid,
             "leaky_relu": lambda: nn.LeakyReLU(a["slope"]),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import fx, nn
 from tqdm.auto import tqdm
 
 from ..errors import I2IError
-from . import correct
+from . import calibration, correct
 from . import graph as g
 from .fixed_point import fake_quantise, fix_position, limit_shifts
 
@@ -200,7 +199,7 @@ def run(
 
 def quantise(
     model: nn.Module,
-    calibration_batches: Iterable[torch.Tensor],
+    calibration_batches: calibration.Batches,
     scheme: str = "dpu",
     *,
     bits: int = 8,
@@ -216,8 +215,11 @@ def quantise(
     within the DPU's limits.
 
     Args:
-        model: A network of the supported operators; it is copied, not changed.
-        calibration_batches: Batches (N, C, H, W) float32, all of one height and width, as the network sees them.
+        model: A network of the supported operators; it is copied, not changed. :func:`i2ilib.quant.inspect` names every
+            operator that would be refused.
+        calibration_batches: Batches (N, C, H, W) of floating point, all of one height and width, as the network sees
+            them: a tensor, a list, a generator, a ``DataLoader``, also of (image, label) or dicts;
+            :func:`i2ilib.quant.calibration.read` has the rules.
         scheme: "dpu": signed int8, symmetric, per tensor, power-of-two scales.
         bits: Of every integer, 2 to 8; the DPU and the engines have 8.
         equalise: Balance the channels of neighbouring convolutions first (:func:`i2ilib.quant.correct.equalise`).
@@ -228,14 +230,13 @@ def quantise(
         The quantised network.
 
     Raises:
-        I2IError: If there is no batch, the scheme is unknown, a batch is not finite, or an operator is not supported.
+        I2IError: If there is no batch, one has another form, type or size or is not finite, the scheme is unknown, the
+            model cannot be exported, or an operator is not supported.
     """
     if scheme != "dpu":
         raise I2IError("scheme", expected="'dpu'", got=repr(scheme))
     bits = _checked(bits)
-    batches = [batch.cpu() for batch in calibration_batches]
-    if not batches:
-        raise I2IError("calibration_batches", expected="at least one batch", got="none")
+    batches = list(calibration.read(calibration_batches))
     folded = g.capture(model, batches[0][:2])
     if equalise:
         correct.equalise(folded)
@@ -282,11 +283,22 @@ def calibrate(
 
 
 def with_positions(model: nn.Module, fix_positions: dict[str, int], example: torch.Tensor) -> Quantised:
-    """The quantised network for fix positions that are known: kept with the weights, or set by hand."""
+    """The quantised network for fix positions that are known: kept with the weights, or set by hand.
+
+    Args:
+        model: As in :func:`quantise`.
+        fix_positions: By tensor name, one for every rounded tensor.
+        example: (N, C, H, W) of floating point; its values do not matter.
+
+    Raises:
+        I2IError: If a position is missing or strange, or as :func:`quantise` for the model and the example.
+    """
+    example = calibration.one(example, "example")
     return Quantised(g.capture(model, example), fix_positions, example.shape[1:])
 
 
-def tail_aware(quantised: Quantised, batches: Iterable[torch.Tensor], *, finer: int = 6) -> Quantised:
+@torch.no_grad()
+def tail_aware(quantised: Quantised, batches: calibration.Batches, *, finer: int = 6) -> Quantised:
     """The network with its last rounded tensor at the position that serves the host's tail best.
 
     Calibration looks at that tensor itself and spends its integers on the whole range. Where a tanh or a clamp comes
@@ -294,24 +306,25 @@ def tail_aware(quantised: Quantised, batches: Iterable[torch.Tensor], *, finer: 
 
     Args:
         quantised: From :func:`i2ilib.quant.quantise`.
-        batches: As for calibration; no targets are needed.
+        batches: As for calibration, read once and batch by batch; none is kept. No targets are needed.
         finer: Positions above the present one that are tried.
 
     Returns:
         The network whose output, behind the tail, has the least mean squared difference from the float network's;
         the shifts stay within the DPU's limits. The same one where nothing is gained.
+
+    Raises:
+        I2IError: If there is no batch, or one has another form, type or size or is not finite.
     """
-    x = torch.cat(list(batches))
     name = quantised.sites[-1].name
-    exact = run(quantised.folded, quantised.sites, x, {})
-    best, least = quantised, math.inf
-    for more in range(finer + 1):
-        moved = quantised.moved({name: quantised.fix_positions[name] + more})
-        if within_limits(moved.folded, moved.fix_positions) == moved.fix_positions:
-            error = float((moved.integer(x) - exact).double().square().mean())
-            if error < least:
-                best, least = moved, error
-    return best
+    positions = [quantised.fix_positions | {name: quantised.fix_positions[name] + more} for more in range(finer + 1)]
+    tried = [moved[name] for moved in positions if within_limits(quantised.folded, moved) == moved]
+    errors = dict.fromkeys(tried, 0.0)  # sums of squares
+    for batch in calibration.read(batches, "batches"):
+        exact = run(quantised.folded, quantised.sites, batch, {})
+        for fp in tried:
+            errors[fp] += float((quantised._executor(batch, last=fp) - exact).double().square().sum())
+    return quantised.moved({name: min(tried, key=errors.get)}) if tried else quantised
 
 
 def sensitivity(

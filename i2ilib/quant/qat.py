@@ -7,6 +7,7 @@ Rounding rules, gradients and the treatment of BatchNorm are those observed on A
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ from torch import fx, nn
 from ..errors import I2IError
 from ..train.loop import History, Source, fit
 from ..train.parallel import World
+from . import calibration
 from . import graph as g
 from .fixed_point import LARGEST, Kind, fake_quantise
 from .ptq import Quantised, within_limits
@@ -115,8 +117,8 @@ class Trainable(nn.Module):
 
     Args:
         model: A network of the supported operators; it is copied, not changed.
-        calibration_batches: Batches (N, C, H, W) float32. The first gives height and width; without ``start`` all of
-            them, through the float network, give the thresholds (:func:`initial_threshold`).
+        calibration_batches: As for :func:`i2ilib.quant.quantise`. The first gives height and width; without ``start``
+            all of them, through the float network, give the thresholds (:func:`initial_threshold`).
         start: The same model after :func:`i2ilib.quant.quantise`, plain: its fix positions are kept until a threshold
             is trained out of its octave. Thresholds begin in the middle of it, ``log2 t = bits - 1 - fp - 1/2``:
             at its end, where the ceiling also gives ``fp``, the first step of training would move every other one.
@@ -127,23 +129,22 @@ class Trainable(nn.Module):
         log2_thresholds: One number a rounded tensor, in the order of ``fix_positions``.
 
     Raises:
-        I2IError: If there is no batch, an operator is not supported, or ``start`` is of another network, other weights
-            (equalised or bias-corrected ones too) or other bits.
+        I2IError: If there is no batch or a wrong one, an operator is not supported, or ``start`` is of another network,
+            other weights (equalised or bias-corrected ones too) or other bits.
     """
 
     def __init__(
-        self, model: nn.Module, calibration_batches: Iterable[torch.Tensor], *, start: Quantised | None = None, bits=8
+        self, model: nn.Module, calibration_batches: calibration.Batches, *, start: Quantised | None = None, bits=8
     ):
         super().__init__()
-        batches = list(calibration_batches)
-        if not batches:
-            raise I2IError("calibration_batches", expected="at least one batch", got="none")
-        captured = g.capture(model, batches[0][:2], fold=False)
+        batches = calibration.read(calibration_batches)
+        first = next(batches)
+        captured = g.capture(model, first[:2], fold=False)
         self.network = fx.GraphModule(captured, captured.graph).requires_grad_()  # one that knows train() and eval()
-        self.bits, self.example_shape = bits, tuple(batches[0].shape[1:])
+        self.bits, self.example_shape = bits, tuple(first.shape[1:])
         self.batch_norm_frozen = False
         folded = self._folded()
-        begin = _begin(folded, batches) if start is None else _resume(folded, start, bits)
+        begin = _begin(folded, itertools.chain([first], batches)) if start is None else _resume(folded, start, bits)
         self.log2_thresholds = nn.Parameter(torch.tensor(begin).clamp(min=bits - 1 - LARGEST))
         self._structure = (folded,)  # for names and limits alone; in a tuple, not to be trained or saved
 
@@ -190,7 +191,7 @@ class Trainable(nn.Module):
 
 
 @torch.no_grad()
-def _begin(folded: fx.GraphModule, batches: list[torch.Tensor]) -> list[float]:
+def _begin(folded: fx.GraphModule, batches: Iterable[torch.Tensor]) -> list[float]:
     """Thresholds from the float network: the largest that any batch asks for."""
     found: dict[str, list[float]] = {site.name: [] for site in g.sites(folded)}
 

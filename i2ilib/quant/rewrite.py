@@ -30,7 +30,6 @@ TILE = 16  # pixels that a matrix unit takes at once; output channels too
 NARROW_READ = 8  # pixels of a line that a transposed convolution reads: they waste enough of a tile
 NARROW_WRITTEN = 4  # of one that an ordinary convolution writes
 LARGEST_PRODUCT = 1024  # pixels along an axis; the work of a product grows with its square
-ACTIVATIONS = (A.relu.default, A.leaky_relu.default)
 SHAPED = "shaped"  # key of a node's meta: an empty tensor of its shape, for two images
 
 
@@ -177,7 +176,7 @@ def _rounded(node: fx.Node, sites: Iterable[g.Site]) -> tuple[fx.Node, g.Site] |
     """Behind which node (its activation) a convolution is rounded, and the site: that node's, or its only concat's."""
     by_node = {site.node: site for site in sites}
     end = node
-    while end not in by_node and len(end.users) == 1 and next(iter(end.users)).target in ACTIVATIONS:
+    while end not in by_node and len(end.users) == 1 and next(iter(end.users)).target in g.ACTIVATIONS:
         end = next(iter(end.users))
     if end in by_node:
         return end, by_node[end]

@@ -81,6 +81,8 @@ def _grids(graph: fx.GraphModule, at: dict[fx.Node, int]) -> dict[fx.Node, int |
             finest[node] = seen(node.args[0])
         elif node.target is A.leaky_relu.default:
             finest[node] = seen(node.args[0]) + SLOPE_BITS
+        elif node.target is A.relu6.default:
+            finest[node] = max(seen(node.args[0]), -1)  # 6 is whole on the grid of steps of 2
         elif node.target is A.avg_pool2d.default:
             kh, kw = (list(node.args[1]) * 2)[:2]
             finest[node] = seen(node.args[0]) + (kh * kw).bit_length() - 1
