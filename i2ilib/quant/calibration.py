@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ def read(data: Batches, what: str = "calibration_batches") -> Iterator[torch.Ten
     """
     if isinstance(data, torch.Tensor | np.ndarray | Mapping):
         data = [data]
-    elif isinstance(data, Dataset) and not isinstance(data, Iterable):
-        data = (data[index] for index in range(len(data)))
+    elif isinstance(data, Dataset) and isinstance(data, Sized) and not isinstance(data, Iterable):
+        data = map(data.__getitem__, range(len(data)))
     elif isinstance(data, str | bytes) or not isinstance(data, Iterable):
         remedy = "Pass a tensor, a list of tensors or a DataLoader."
         raise I2IError(what, expected="batches (N, C, H, W)", got=type(data).__name__, remedy=remedy)
