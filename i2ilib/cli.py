@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input-colour",
         default="auto",
         choices=["auto", "srgb", "linear"],
-        help="of the frames (default: auto, linear for EXR and sRGB for all others)",
+        help="of the frames (default: auto, linear for EXR and for PNG that says so, sRGB for all others)",
     )
     matte.add_argument(
         "--input-alpha",
@@ -83,7 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     matte.add_argument("--stride", type=int, default=256, help="step between patches, pixels (default: 256)")
     matte.add_argument("--feather", type=int, default=0, help="fade of overlapping patches, pixels (default: 0)")
     matte.add_argument("--batch", type=int, default=8, help="patches a batch (default: 8)")
+    matte.add_argument("--layer", help="of OpenEXR files, or one channel as grey (default: the colour layer)")
     matte.add_argument("--overwrite", action="store_true", help="write again what is there")
+    matte.add_argument(
+        "--by-content",
+        action="store_true",
+        help="know a frame that has changed by its content, not by size and time (reads every frame)",
+    )
 
     train = command("train", _train, "Train a matting generator on a clip in the VideoMatte240K layout.")
     train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha")
@@ -125,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     quantise.add_argument("model", type=Path, help="a .safetensors file")
     quantise.add_argument("frames", type=Path, help="pictures or a video to calibrate on")
     quantise.add_argument("out", type=Path, help="the .safetensors file to write")
+    quantise.add_argument("--layer", help="of OpenEXR files, or one channel as grey (default: the colour layer)")
     quantise.add_argument("--frames-used", type=int, default=4, help="spread over the clip (default: 4)")
     quantise.add_argument(
         "--tail-aware",
@@ -176,38 +183,49 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _matte(options: argparse.Namespace) -> int:
+    from . import models
     from .deploy import fastest_exact, open_runner
     from .frames import open_clip
-    from .pipeline import MatteOptions, matte_clip
+    from .pipeline import MatteOptions, plan_clip, run_plan
 
-    clip = open_clip(options.frames)
-    backend, why = fastest_exact() if options.backend == "auto" else (options.backend, "as asked for")
     names = [field.name for field in dataclasses.fields(MatteOptions)]
     chosen = MatteOptions(**{name: getattr(options, name) for name in names if hasattr(options, name)})
-    runner, meta = open_runner(
-        backend,
-        options.model,
-        patch=chosen.patch,
-        calibration=lambda meta: _calibration(clip, dataclasses.replace(chosen, q_in=meta.get("q_in", 1))),
+    clip = open_clip(options.frames, layer=options.layer)
+    backend, why = fastest_exact() if options.backend == "auto" else (options.backend, "as asked for")
+    chosen = dataclasses.replace(chosen, q_in=models.load(options.model)[1].get("q_in", 1))
+    plan = plan_clip(
+        clip,
+        options.out,
+        chosen,
+        suffix="." + options.format,
+        premultiply={"auto": None, "straight": False, "premultiplied": True}[options.rgba],
+        identity={"weights": _sha256(options.model), "backend": backend},
+        overwrite=options.overwrite,
+        by_content=options.by_content,
     )
-    if not options.json:
-        print(f"backend {backend}: {why}")
-    with runner:
-        runner.prepare((chosen.batch, 3, chosen.patch, chosen.patch))
-        report = matte_clip(
-            runner,
-            clip,
-            options.out,
-            dataclasses.replace(chosen, q_in=meta.get("q_in", 1)),
-            suffix="." + options.format,
-            premultiply={"auto": None, "straight": False, "premultiplied": True}[options.rgba],
-            identity={"weights": _sha256(options.model), "backend": backend},
-            overwrite=options.overwrite,
-        )
+    with contextlib.ExitStack() as stack:
+        runner = None
+        if plan.wanted:  # a finished job compiles nothing
+            opened, _ = open_runner(
+                backend, options.model, patch=chosen.patch, calibration=lambda _: _calibration(clip, chosen)
+            )
+            runner = stack.enter_context(opened)
+            runner.prepare((chosen.batch, 3, chosen.patch, chosen.patch))
+        if not options.json:
+            print(f"backend {backend}: {why}")
+        report = run_plan(runner, plan)
     result = dataclasses.asdict(report) | {"out": str(options.out), "backend": backend}
-    text = f"{len(report.written)} written, {len(report.kept)} kept, {len(report.failed)} failed; {options.out}"
-    _say(options, result, text)
+    lines = [f"{len(report.written)} written, {len(report.kept)} kept, {len(report.failed)} failed; {options.out}"]
+    lines += [f"note: {note}: {_some(frames)}" for note, frames in report.notes.items()]
+    if report.passed_over:
+        lines.append(f"passed over, as no pictures: {_some(report.passed_over)}")
+    _say(options, result, "\n".join(lines))
     return 1 if report.failed else 0
+
+
+def _some(names: Sequence[str]) -> str:
+    """Names, or some of them and how many there are."""
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -297,7 +315,7 @@ def _quantise(options: argparse.Namespace) -> int:
     from .quant import quantise, tail_aware
 
     model, meta = models.load(options.model)
-    clip = open_clip(options.frames)
+    clip = open_clip(options.frames, layer=options.layer)
     batches = _calibration(clip, MatteOptions(q_in=meta.get("q_in", 1)), frames=options.frames_used)
     quantised = quantise(model, batches, progress=not options.json)
     if options.tail_aware:

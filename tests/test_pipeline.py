@@ -364,7 +364,8 @@ def test_few_frames_are_held_however_slow_the_disk(tmp_path, monkeypatch):
     clip, out, behind = open_clip(tmp_path), tmp_path / "out", []
 
     class Watched:
-        path, names = clip.path, clip.names
+        def __getattr__(self, name):
+            return getattr(clip, name)
 
         def __len__(self):
             return len(clip)

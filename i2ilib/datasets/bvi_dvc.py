@@ -18,12 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 
 from .. import runtime
 from ..errors import FrameError, I2IError
+from ..frames import read_image
 
 PAGE = "https://fan-aaron-zhang.github.io/BVI-DVC/"
 
@@ -68,7 +68,7 @@ def read_pair(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
     Raises:
         FrameError: If a file cannot be decoded, or the sizes are not a whole multiple of each other.
     """
-    low, high = (_read(path) for path in pair)
+    low, high = (read_image(path).rgb[0] for path in pair)
     scale = high.shape[1] // low.shape[1]
     if (low.shape[1] * scale, low.shape[2] * scale) != tuple(high.shape[1:]):
         raise FrameError(
@@ -78,15 +78,6 @@ def read_pair(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
             remedy="Write the clip again with bvi_dvc.write_clip.",
         )
     return low, high
-
-
-def _read(path: Path) -> torch.Tensor:
-    try:
-        with Image.open(path) as image:
-            codes = np.array(image.convert("RGB"))
-    except OSError as error:
-        raise FrameError(str(path), expected="an image that can be decoded", got=str(error)) from None
-    return torch.from_numpy(codes).permute(2, 0, 1).float().div_(255)
 
 
 def random_crop(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from .. import runtime
 from ..errors import I2IError
+from ..frames import write_video
 from . import _hair as hair
 from . import _paint as paint
 from ._render import render
@@ -273,35 +274,6 @@ def write_sample(root: str | Path = runtime.DATA / "sample") -> Path:
     frames = (_codes(matting_frame(clip, i)[0]) for i in range(len(clip)))
     write_video(root / "clip.mp4", frames, fps=24.0, crf=12)
     return root
-
-
-def write_video(path: str | Path, frames: Iterable[np.ndarray], *, fps: float, crf: int) -> None:
-    """Encode frames (H, W, 3) uint8 as H.264, 4:2:0, limited-range BT.709, with the flags that say so."""
-    import imageio_ffmpeg
-
-    frames = iter(frames)
-    first = next(frames)
-    filters = (
-        "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_inp+bicubic,"
-        "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-    )
-    options = f"-crf {crf} -preset slow -threads 1 -vf {filters} -movflags +faststart "
-    options += "-fflags +bitexact -flags:v +bitexact"  # no version of the encoder in the file
-    with runtime.atomic_path(path) as temporary:
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary),
-            first.shape[1::-1],
-            fps=fps,
-            codec="libx264",
-            pix_fmt_out="yuv420p",
-            quality=None,
-            macro_block_size=2,
-            output_params=options.split(),
-        )
-        writer.send(None)
-        for frame in (first, *frames):
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

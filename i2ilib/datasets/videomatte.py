@@ -2,7 +2,7 @@
 
 Layouts that are read, per split (``train`` or ``test``)::
 
-    <root>/<split>/fgr/<clip>/00000.jpg …    <root>/<split>/pha/<clip>/00000.jpg …    frames (jpg or png)
+    <root>/<split>/fgr/<clip>/00000.jpg …    <root>/<split>/pha/<clip>/00000.jpg …    frames, of any format and depth
     <root>/<split>/fgr/<clip>.mp4            <root>/<split>/pha/<clip>.mp4            videos, as published
     <root>/<split>/bgr/<clip>.png                                                     background (our addition)
 
@@ -16,24 +16,23 @@ import bisect
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
-from .. import patches
+from .. import colour, patches
 from ..errors import FrameError, I2IError
-from ..frames import EXACT
+from ..frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Frame, read_image
+from ..frames import names as frame_names
+from ..frames import video as frame_video
 from ..patches import Grid
 
 PAGE = "https://grail.cs.washington.edu/projects/background-matting-v2/"
-IMAGES = (".png", ".jpg", ".jpeg")
-VIDEOS = (".mp4", ".mov")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,70 +59,48 @@ class Clip:
         """
         if not 0 <= index < self.frames:
             raise I2IError(f"frame of {self.name}", expected=f"0 to {self.frames - 1}", got=index)
-        if self.fgr[0].suffix.lower() in VIDEOS:
+        if self.fgr[0].suffix.lower() in VIDEO_SUFFIXES:
             fgr, pha = _video(self.fgr[0]).frame(index), _video(self.pha[0]).frame(index)
         else:
-            fgr, pha = _read(self.fgr[index], "RGB"), _read(self.pha[index], "L")
-        if fgr.shape[:2] != pha.shape[:2]:
-            raise FrameError(
-                f"{self.name} frame {index}", expected=f"an alpha of {fgr.shape[:2]} (height, width)", got=pha.shape[:2]
-            )
-        return _tensor(fgr), _tensor(pha[..., :1])
+            fgr, pha = read_image(self.fgr[index]), read_image(self.pha[index])
+        if fgr.rgb.shape != pha.rgb.shape:
+            want = f"an alpha of {tuple(fgr.rgb.shape[-2:])} (height, width)"
+            raise FrameError(f"{self.name} frame {index}", expected=want, got=tuple(pha.rgb.shape[-2:]))
+        return _codes(fgr), _coverage(pha)
 
     @property
     def background(self) -> torch.Tensor | None:
         """The plate (3, H, W) float32, sRGB codes in [0, 1]; None where the data set has none."""
-        return None if self.plate is None else _tensor(_read(self.plate, "RGB"))
+        return None if self.plate is None else _codes(read_image(self.plate))
 
 
-def _tensor(codes: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(codes.transpose(2, 0, 1).copy()).float().div_(255)
+def _codes(frame: Frame) -> torch.Tensor:
+    """Colours (3, H, W) as sRGB codes in [0, 1]."""
+    return (colour.linear_to_srgb(frame.rgb) if frame.colour == "linear" else frame.rgb).clamp(0, 1)[0]
 
 
-def _read(path: Path, mode: str) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            codes = np.asarray(image.convert(mode))
-    except OSError as error:
-        raise FrameError(str(path), expected="an image that can be decoded", got=str(error)) from None
-    return codes[..., None] if codes.ndim == 2 else codes
-
-
-def _video_info(path: Path) -> tuple[int, int, int]:
-    """Frames, height and width of a video."""
-    import imageio_ffmpeg
-
-    try:
-        frames, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-        reader = imageio_ffmpeg.read_frames(str(path))
-        width, height = next(reader)["size"]
-        reader.close()
-    except (OSError, RuntimeError) as error:
-        raise FrameError(str(path), expected="a video that can be decoded", got=str(error).splitlines()[0]) from None
-    return frames, height, width
+def _coverage(frame: Frame) -> torch.Tensor:
+    """A grey picture (1, H, W) as alpha in [0, 1]: no colour, so no transfer function."""
+    spread = frame.rgb.amax(1) - frame.rgb.amin(1)
+    if spread.mean() > 0.05:  # a codec may leave a little
+        raise FrameError(frame.source, expected="a grey picture as alpha", got="one with colours")
+    return frame.rgb.median(1).values.clamp(0, 1)
 
 
 class _Video:
-    """Frames of a video, decoded in order once; going back starts again."""
+    """Frames of a video by place; in order they are decoded once, and going back begins at a key frame."""
 
     def __init__(self, path: Path):
-        self.path, self.at, self.stream, self.codes = path, -1, None, None
+        self.path, self.index, self.place, self.stream = path, frame_video.scan(path), -1, None
 
-    def frame(self, index: int) -> np.ndarray:
-        import imageio_ffmpeg
-
-        if self.stream is None or index < self.at:
-            if self.stream is not None:
-                self.stream.close()
-            self.stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb24", output_params=EXACT)
-            self.at = -1
-            self.width, self.height = next(self.stream)["size"]
-        while self.at < index:
-            codes = next(self.stream, None)
-            if codes is None:
-                raise FrameError(str(self.path), expected=f"at least {index + 1} frames", got=self.at + 1)
-            self.at, self.codes = self.at + 1, codes
-        return np.frombuffer(self.codes, np.uint8).reshape(self.height, self.width, 3)
+    def frame(self, place: int) -> Frame:
+        back, self.place = place <= self.place, place
+        if back or self.stream is None:
+            self.stream = frame_video.read(self.path, self.index, iter(lambda: self.place, None))
+        _, frame = next(self.stream)
+        if isinstance(frame, FrameError):
+            raise frame
+        return frame
 
 
 _video = functools.lru_cache(maxsize=4)(_Video)
@@ -149,10 +126,7 @@ def clips(root: str | Path, split: str = "train") -> list[Clip]:
     for kind in ("fgr", "pha"):
         if not (folder / kind).is_dir():
             raise I2IError(str(folder / kind), expected="a folder of clips", got="no such folder", remedy=remedy)
-    entries = {
-        kind: {p.stem if p.is_file() else p.name: p for p in sorted((folder / kind).iterdir()) if _is_clip(p)}
-        for kind in ("fgr", "pha")
-    }
+    entries = {kind: _entries(folder / kind) for kind in ("fgr", "pha")}
     if not entries["fgr"]:
         raise I2IError(str(folder / "fgr"), expected="folders of frames, or videos", got="no clip", remedy=remedy)
     if odd := sorted(set(entries["fgr"]) ^ set(entries["pha"])):
@@ -165,32 +139,68 @@ def clips(root: str | Path, split: str = "train") -> list[Clip]:
     return [_clip(folder, name, path, entries["pha"][name]) for name, path in entries["fgr"].items()]
 
 
-def _is_clip(path: Path) -> bool:
-    return not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in VIDEOS)
+def _entries(folder: Path) -> dict[str, Path]:
+    """Clips by name: folders of frames, and videos."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES):
+            name = path.name if path.is_dir() else path.stem
+            if name in found:
+                remedy = "Rename or remove one of them."
+                raise I2IError(str(path), expected="one clip of a name", got=f"{found[name].name} too", remedy=remedy)
+            found[name] = path
+    return found
 
 
 def _clip(folder: Path, name: str, fgr: Path, pha: Path) -> Clip:
-    plate = next((p for s in IMAGES if (p := folder / "bgr" / f"{name}{s}").exists()), None)
-    if fgr.is_file():
-        (n_fgr, height, width), (n_pha, *_) = _video_info(fgr), _video_info(pha)
-        files = ((fgr,), (pha,))
+    plate = next((p for s in IMAGE_SUFFIXES if (p := folder / "bgr" / f"{name}{s}").exists()), None)
+    if fgr.is_dir() != pha.is_dir():
+        raise I2IError(str(fgr), expected=f"frames or a video, as {pha}", got="the other of the two")
+    if fgr.is_dir():
+        files = tuple([p for p in sorted(folder.iterdir()) if _is_image(p)] for folder in (fgr, pha))
+        counts = tuple(map(len, files))
     else:
-        files = tuple(tuple(sorted(f for f in p.iterdir() if _is_image(f))) for p in (fgr, pha))
-        n_fgr, n_pha = map(len, files)
-        if n_fgr:
-            height, width = _read(files[0][0], "L").shape[:2]
-    if n_fgr != n_pha or not n_fgr:
+        files = ((fgr,), (pha,))
+        counts = (_video(fgr).index.count, _video(pha).index.count)
+    if counts[0] != counts[1] or not counts[0]:
         raise I2IError(
             str(fgr),
-            expected=f"as many foregrounds as alphas, at least one ({pha} has {n_pha})",
-            got=n_fgr,
+            expected=f"as many foregrounds as alphas, at least one ({pha} has {counts[1]})",
+            got=counts[0],
             remedy=f"Extract or render the clip again; the data set's page is {PAGE}.",
         )
-    return Clip(name, *files, plate, n_fgr, height, width)
+    if fgr.is_dir():
+        files = _paired(*files)
+        size = tuple(read_image(files[0][0]).rgb.shape[-2:])
+    else:
+        size = _video(fgr).index.size
+    return Clip(name, *files, plate, counts[0], *size)
+
+
+def _paired(fgr: list[Path], pha: list[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Files of the same frames in playing order: of the same names, or else of the same frame numbers."""
+    odd: list[str] = []
+    for key in (lambda path: path.stem, lambda path: frame_names.number(path.stem)):
+        ours, theirs = _keyed(fgr, key), _keyed(pha, key)
+        if len(ours) == len(fgr) and len(theirs) == len(pha) and ours.keys() == theirs.keys():
+            order = sorted(ours, key=lambda frame: frame_names.natural(ours[frame].name))
+            return tuple(ours[frame] for frame in order), tuple(theirs[frame] for frame in order)
+        alone = ours.keys() ^ theirs.keys()
+        odd = sorted(str(p) for p in (*fgr, *pha) if key(p) in alone) or sorted(map(str, (*fgr, *pha)))
+    raise I2IError(
+        str(fgr[0].parent),
+        expected=f"a frame for each alpha in {pha[0].parent}, of the same name or number",
+        got=f"no partner for {', '.join(odd[:2])}" + (f" and {len(odd) - 2} more" if len(odd) > 2 else ""),
+        remedy="Number both alike.",
+    )
+
+
+def _keyed(files: Iterable[Path], key: Callable[[Path], object]) -> dict:
+    return {key(path): path for path in files}
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGES and not path.name.startswith(".")
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 # --- frames for training -----------------------------------------------------------------------------
@@ -361,7 +371,7 @@ class PatchDataset(torch.utils.data.Dataset):
             return patches.fit(torch.cat(pair)[None], patch=patch)[0].mul(255).round().to(torch.uint8)
 
         # a video has one reader and is decoded in order; single images do not wait for each other
-        readers = 1 if any(c.fgr[0].suffix.lower() in VIDEOS for c in chosen) else 2
+        readers = 1 if any(c.fgr[0].suffix.lower() in VIDEO_SUFFIXES for c in chosen) else 2
         with ThreadPoolExecutor(readers) as pool:
             loaded = pool.map(load, frames)
             self.frames = list(tqdm(loaded, "frames", len(frames), leave=False, unit="frame", disable=not progress))

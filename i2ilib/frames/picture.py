@@ -1,27 +1,24 @@
-"""Frames and clips in and out: image sequences through OpenImageIO, video through ffmpeg.
-
-Pixels come as they are stored: [0, 1] for integer formats, the open linear range for float ones. Whether the values
-are sRGB-encoded or linear is not guessed here beyond :func:`stored_colour`.
-"""
+"""One picture in and out: PNG, JPEG, TIFF and OpenEXR through OpenImageIO."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from .errors import FrameError, I2IError
-from .runtime import atomic_path
+from .. import colour
+from ..errors import FrameError, I2IError
+from ..runtime import atomic_path
+from .layers import choose, layers
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
-EXACT = ["-sws_flags", "accurate_rnd+full_chroma_int"]  # for ffmpeg, whose default is about one 8-bit code too dark
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr")
 COLOURS = ("srgb", "linear")
+MOST_PIXELS = 2**28  # 16384 x 16384; a display window may claim anything
+_HALF = float(np.finfo(np.float16).max)
+_REC709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,16 +26,27 @@ class Frame:
     """One picture.
 
     Attributes:
-        rgb: (1, 3, H, W) float32, as stored. A grey picture has three equal channels.
-        alpha: (1, 1, H, W) float32 in [0, 1], or None if the file has none.
+        rgb: (1, 3, H, W) float32, as stored: [0, 1] for integer formats, the open range for float ones. A grey picture
+            has three equal channels. Upright, whatever the file's orientation.
+        alpha: (1, 1, H, W) float32, or None if the file has none.
         name: File name without suffix, or ``frame_000001`` for a video; names the results.
         source: What to name in an error: a path, or a path with a frame number.
+        colour: "srgb" or "linear", by what the file is and says; None: by the suffix of ``source``.
+        origin: (x, y) of the first pixel, as OpenEXR's display window has it.
+        notes: What a user should know of how the file was read, one sentence each.
     """
 
     rgb: torch.Tensor
     alpha: torch.Tensor | None
     name: str
     source: str
+    colour: str | None = None
+    origin: tuple[int, int] = (0, 0)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.colour is None:
+            object.__setattr__(self, "colour", stored_colour(self.source))
 
 
 def stored_colour(path: str | os.PathLike) -> str:
@@ -46,7 +54,78 @@ def stored_colour(path: str | os.PathLike) -> str:
     return "linear" if Path(path).suffix.lower() == ".exr" else "srgb"
 
 
-# --- pictures --------------------------------------------------------------------------------------
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (H, W, C) as a viewer shows them.
+
+    Args:
+        pixels: As stored.
+        orientation: The EXIF tag, 1 to 8; other values change nothing.
+    """
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
+    """Read one PNG, JPEG, TIFF or OpenEXR file of 1 to 32 bits, grey or colour, with or without alpha.
+
+    An OpenEXR file gives its display window: what lies outside the data window is black and transparent, and overscan
+    is cut off. A PNG whose gAMA says that it is linear is; one of another gamma arrives in sRGB codes.
+
+    Args:
+        path: The file; its content decides on the format, not its name.
+        layer: The layer of an OpenEXR file, or one channel to be read as grey; by default the colour layer.
+
+    Raises:
+        FrameError: If the file is missing, truncated, empty, not a picture, or does not say which of its layers is the
+            colour; the message names it.
+    """
+    import OpenImageIO as oiio
+
+    path = Path(path)
+    if not path.is_file():
+        got = "a link to nothing" if path.is_symlink() else "no file" if path.exists() else "nothing there"
+        raise FrameError(str(path), expected="an image file", got=got)
+    file = _open(path)
+    try:
+        kind = file.format_name()
+        parts = _parts(file, path)
+        found = layers((spec.getattribute("oiio:subimagename") or "", spec.channelnames) for spec in parts)
+        choice = choose(str(path), found, wanted=layer, any_grey=kind != "openexr")
+        spec = parts[choice.part]
+        wanted = [*choice.rgb, *([] if choice.alpha is None else [choice.alpha])]
+        first = min(wanted)
+        # pixels in the type of the file: OpenImageIO's own conversion to float is off by one unit in the last place
+        native = oiio.FLOAT if str(spec.format) == "half" else oiio.UNKNOWN
+        pixels = file.read_image(choice.part, 0, first, max(wanted) + 1, native)
+        problem = file.geterror().strip()
+    finally:
+        file.close()
+    if pixels is None or problem:  # JPEG gives half a picture and an error
+        raise FrameError(
+            str(path),
+            expected="an image that can be decoded whole",
+            got=problem.splitlines()[0] if problem else "no pixels",
+            remedy="It looks truncated or damaged: copy or render it again.",
+        )
+    pixels = _unit(pixels.reshape(spec.height, spec.width, -1))[..., [index - first for index in wanted]]
+    origin = (0, 0)
+    if kind == "openexr":
+        pixels, origin = _in_display_window(pixels, spec), (spec.full_x, spec.full_y)
+    orientation = spec.get_int_attribute("Orientation", 1)
+    data = torch.from_numpy(np.ascontiguousarray(upright(pixels, orientation).transpose(2, 0, 1)))[None]
+    rgb, alpha = data[:, : len(choice.rgb)], None if choice.alpha is None else data[:, -1:]
+    rgb, state, notes = _colour(rgb, kind, spec)
+    notes = (*choice.notes, *notes)
+    if len(parts) > 1 and kind != "openexr":
+        notes = (*notes, "only its first page is read")
+    return Frame(
+        rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1), alpha, path.stem, str(path), state, origin, notes
+    )
 
 
 def _open(path: Path):
@@ -57,72 +136,121 @@ def _open(path: Path):
     wanted.attribute("oiio:UnassociatedAlpha", 1)  # give colour as stored: do not multiply by alpha
     file = oiio.ImageInput.open(str(path), wanted)
     if file is None:
-        reason = oiio.geterror().strip().splitlines()
-        raise FrameError(str(path), expected="a readable image", got=reason[-1] if reason else "an unknown format")
+        reason = oiio.geterror().strip().splitlines() or ["an unknown format"]
+        raise FrameError(str(path), expected="an image that can be decoded", got=reason[-1])
     return file
 
 
-def read_image(path: str | os.PathLike) -> Frame:
-    """Read one PNG, JPEG, TIFF or OpenEXR file of 8 to 32 bits, grey or colour, with or without alpha.
+def _parts(file, path: Path) -> list:
+    """The header of every part, once it is certain that they can be read."""
+    parts = []
+    while file.seek_subimage(len(parts), 0):
+        parts.append(file.spec())
+    file.geterror()  # that there is no further part is no error
+    file.seek_subimage(0, 0)
+    for spec in parts:
+        if spec.deep:
+            raise FrameError(str(path), expected="a flat image", got="a deep one", remedy="Flatten it first.")
+        pixels = max(spec.width * spec.height, spec.full_width * spec.full_height)
+        if pixels > MOST_PIXELS:
+            size = f"{spec.full_width} x {spec.full_height}"
+            raise FrameError(str(path), expected=f"at most {MOST_PIXELS} pixels", got=size, remedy="Crop or scale it.")
+    return parts
 
-    Raises:
-        FrameError: If the file is missing, truncated, empty or not a picture; the message names it.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FrameError(str(path), expected="an image file", got="nothing there" if not path.exists() else "no file")
-    file = _open(path)
-    try:
-        spec = file.spec()
-        pixels = file.read_image("float")  # integers arrive as value / maximum, half and float as they are
-        problem = file.geterror().strip()
-    finally:
-        file.close()
-    if pixels is None or problem:  # JPEG gives half a picture and an error
-        raise FrameError(
-            str(path),
-            expected="a whole image",
-            got=problem.splitlines()[0] if problem else "no pixels",
-            remedy="It looks truncated or damaged: copy or render it again.",
+
+def _unit(pixels: np.ndarray) -> np.ndarray:
+    """Integers as a share of their largest value; float numbers as they are; float32."""
+    if not np.issubdtype(pixels.dtype, np.integer):
+        return pixels.astype(np.float32, copy=False)
+    largest = np.iinfo(pixels.dtype).max
+    if pixels.dtype.itemsize < 4:
+        return pixels.astype(np.float32) / np.float32(largest)
+    return (pixels / float(largest)).astype(np.float32)
+
+
+def _in_display_window(pixels: np.ndarray, spec) -> np.ndarray:
+    left, top = spec.x - spec.full_x, spec.y - spec.full_y
+    height, width, channels = pixels.shape
+    if (left, top, height, width) == (0, 0, spec.full_height, spec.full_width):
+        return pixels
+    whole = np.zeros((spec.full_height, spec.full_width, channels), np.float32)
+    x0, x1 = max(left, 0), min(left + width, spec.full_width)
+    y0, y1 = max(top, 0), min(top + height, spec.full_height)
+    if x0 < x1 and y0 < y1:
+        whole[y0:y1, x0:x1] = pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+    return whole
+
+
+def _colour(rgb: torch.Tensor, kind: str, spec) -> tuple[torch.Tensor, str, tuple[str, ...]]:
+    """Colours, their state, and what to tell of it."""
+    if kind == "openexr":
+        primaries = spec.getattribute("chromaticities")
+        if primaries is None or np.allclose(primaries, _REC709, atol=2e-3):
+            return rgb, "linear", ()
+        return rgb, "linear", ("its primaries are not Rec. 709 and are taken as if they were",)
+    notes = ()
+    profile = spec.getattribute("ICCProfile:profile_description")
+    if spec.getattribute("ICCProfile") is not None and "srgb" not in str(profile).lower():
+        notes = (f"its colour profile ({profile or 'without a name'}) is not applied: taken as sRGB",)
+    if kind == "png":
+        gamma = spec.getattribute("oiio:Gamma")
+        if str(spec.getattribute("oiio:ColorSpace")).startswith("lin_"):
+            return rgb, "linear", (*notes, "its gAMA says linear light, and it is taken as such")
+        if gamma is not None and abs(gamma / 2.2 - 1) > 0.05:  # 1/2.2 is how PNG files say sRGB
+            notes = (*notes, f"its gamma of {gamma:.3g} (gAMA) is turned into sRGB")
+            return colour.linear_to_srgb(rgb.contiguous() ** gamma), "srgb", notes
+    if str(spec.format) in ("float", "half", "double"):
+        notes = (
+            *notes,
+            "its floating-point numbers are taken as sRGB codes (if they are light: --input-colour linear)",
         )
-    data = torch.from_numpy(np.ascontiguousarray(pixels.reshape(spec.height, spec.width, -1).transpose(2, 0, 1)))[None]
-    names = [name.split(".")[-1].upper() for name in spec.channelnames]
-    alpha = data[:, names.index("A")][:, None] if "A" in names else None
-    if {"R", "G", "B"} <= set(names):
-        rgb = data[:, [names.index(c) for c in "RGB"]]
-    else:  # grey: whatever the one channel is called
-        first = next((i for i, name in enumerate(names) if name != "A"), 0)
-        rgb = data[:, [first] * 3]
-    return Frame(rgb, alpha, path.stem, str(path))
+    return rgb, "srgb", notes
 
 
-def write_image(path: str | os.PathLike, pixels: torch.Tensor, *, bits: int = 16, premultiplied: bool = False) -> None:
+def write_image(
+    path: str | os.PathLike,
+    pixels: torch.Tensor,
+    *,
+    bits: int = 16,
+    premultiplied: bool = False,
+    origin: tuple[int, int] = (0, 0),
+) -> None:
     """Write a picture, whole or not at all.
 
     Args:
         path: ``.png`` and ``.tif`` hold ``bits`` per channel; ``.exr`` holds float16, ``.jpg`` 8 bits.
-        pixels: (1, C, H, W) float32; C is 1 (grey), 3 (RGB) or 4 (RGB and alpha). Integer formats clip to [0, 1].
+        pixels: (1, C, H, W) float32; C is 1 (grey), 3 (RGB) or 4 (RGB and alpha, not in ``.jpg``). Integer formats
+            clip to [0, 1], and float16 limits finite numbers to ±65504.
         bits: 8 or 16.
-        premultiplied: Whether the colours were multiplied by alpha already; recorded where the format can.
+        premultiplied: Whether the colours were multiplied by alpha already; recorded where the format can. Colours are
+            stored as they come either way.
+        origin: (x, y) of the first pixel; kept by OpenEXR alone.
 
     Raises:
-        FrameError: If the picture cannot be written.
+        FrameError: If the picture cannot be written, or holds NaN or infinity and the format is one of integers.
         I2IError: If ``pixels`` or ``bits`` is none of the above.
     """
     import OpenImageIO as oiio
 
     path = Path(path)
-    if pixels.ndim != 4 or pixels.shape[0] != 1 or pixels.shape[1] not in (1, 3, 4):
+    if pixels.ndim != 4 or pixels.shape[0] != 1 or pixels.shape[1] not in (1, 3, 4) or not pixels.numel():
         raise I2IError("write_image", expected="pixels of shape (1, 1 or 3 or 4, H, W)", got=tuple(pixels.shape))
     if bits not in (8, 16):
         raise I2IError("bits", expected="8 or 16", got=bits)
     suffix = path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES:
-        raise I2IError(str(path), expected="a name ending in " + ", ".join(IMAGE_SUFFIXES), got=repr(suffix))
-    array = pixels[0].permute(1, 2, 0).to(torch.float32).numpy()
+    if suffix not in SUFFIXES:
+        raise I2IError(str(path), expected="a name ending in " + ", ".join(SUFFIXES), got=repr(suffix))
+    if suffix in (".jpg", ".jpeg") and pixels.shape[1] == 4:
+        raise I2IError(str(path), expected="1 or 3 channels, as JPEG has no alpha", got=4, remedy="Write a PNG.")
+    array = pixels[0].detach().permute(1, 2, 0).to("cpu", torch.float32).numpy()
     if suffix == ".exr":
-        kind, array = "half", array.astype(np.float16)
+        kind = "half"
+        array = np.where(np.isfinite(array), np.clip(array, -_HALF, _HALF), array).astype(np.float16)
     else:
+        if not np.isfinite(array).all():
+            raise FrameError(
+                str(path), expected="finite pixels", got="NaN or infinity", remedy="Write an OpenEXR file."
+            )
         bits = 8 if suffix in (".jpg", ".jpeg") else bits
         kind = f"uint{bits}"
         array = (np.clip(array, 0, 1) * (2**bits - 1) + 0.5).astype(kind)
@@ -130,9 +258,11 @@ def write_image(path: str | os.PathLike, pixels: torch.Tensor, *, bits: int = 16
     height, width, channels = array.shape
     spec = oiio.ImageSpec(width, height, channels, kind)
     spec.attribute("oiio:ColorSpace", "lin_rec709_scene" if suffix == ".exr" else "srgb_rec709_scene")
+    if suffix == ".exr":
+        spec.x, spec.y = spec.full_x, spec.full_y = origin
     if channels == 4:
         spec.alpha_channel = 3
-        if not premultiplied:
+        if not premultiplied or suffix == ".png":  # PNG knows no other alpha, and would be divided by it
             spec.attribute("oiio:UnassociatedAlpha", 1)
     if suffix == ".png":
         spec.attribute("png:compressionLevel", 1)  # film grain hardly compresses: higher levels cost time, not size
@@ -140,117 +270,3 @@ def write_image(path: str | os.PathLike, pixels: torch.Tensor, *, bits: int = 16
         file = oiio.ImageOutput.create(str(temporary))
         if file is None or not file.open(str(temporary), spec) or not file.write_image(array) or not file.close():
             raise FrameError(str(path), expected="a writable image", got=(file or oiio).geterror())
-
-
-# --- clips -----------------------------------------------------------------------------------------
-
-
-def _natural(path: Path) -> list:
-    """Sort key that puts frame 9 before frame 10."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """A clip on disk, read frame by frame; made by :func:`open_clip`.
-
-    Attributes:
-        path: The folder, image or video.
-        names: One name a frame, unique, in playing order.
-        files: The image files; empty for a video.
-        fps: Frames per second of a video, else None.
-    """
-
-    path: Path
-    names: tuple[str, ...]
-    files: tuple[Path, ...] = ()
-    fps: float | None = None
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def read(self, wanted: set[str] | None = None) -> Iterator[tuple[str, Frame | FrameError]]:
-        """Each frame by name, or the error that it met; a bad frame does not end the clip.
-
-        Args:
-            wanted: Names of the frames to read; all by default. The others are passed over cheaply.
-        """
-        wanted = set(self.names) if wanted is None else wanted
-        if not self.files:
-            yield from self._read_video(wanted)
-            return
-        for name, file in zip(self.names, self.files, strict=True):
-            if name in wanted:
-                try:
-                    yield name, dataclasses.replace(read_image(file), name=name)
-                except FrameError as error:
-                    yield name, error
-
-    def _read_video(self, wanted: set[str]) -> Iterator[tuple[str, Frame | FrameError]]:
-        import imageio_ffmpeg
-
-        left = list(self.names)
-        stream = imageio_ffmpeg.read_frames(str(self.path), pix_fmt="rgb48le", bits_per_pixel=48, output_params=EXACT)
-        try:
-            width, height = next(stream)["size"]
-            for raw in stream:
-                if not left:
-                    break
-                name = left.pop(0)
-                if name in wanted:
-                    pixels = np.frombuffer(raw, np.uint16).reshape(height, width, 3)
-                    rgb = torch.from_numpy(pixels.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(65535))
-                    yield name, Frame(rgb.contiguous(), None, name, f"{self.path}, {name}")
-        except (OSError, RuntimeError) as error:
-            problem = str(error).strip().splitlines()[-1]
-        else:
-            problem = "the stream ended early"
-        finally:
-            stream.close()
-        for name in left:
-            if name in wanted:
-                yield name, FrameError(f"{self.path}, {name}", expected="a frame", got=problem)
-
-
-def open_clip(path: str | os.PathLike) -> Clip:
-    """A clip from a folder of pictures, one picture, or a video.
-
-    Raises:
-        FrameError: If nothing readable is there: no such path, a folder without pictures, a broken video.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
-        files = [p for p in files if not p.name.startswith(".")]
-        if not files:
-            raise FrameError(
-                str(path), expected="pictures (" + ", ".join(IMAGE_SUFFIXES) + ")", got="a folder with none"
-            )
-        stems = [p.stem for p in files]  # shot.png beside shot.exr must not become one result
-        names = tuple(p.stem if stems.count(p.stem) == 1 else p.name.replace(".", "_") for p in files)
-        return Clip(path, names, tuple(files))
-    if not path.exists():
-        raise FrameError(str(path), expected="a picture, a folder of pictures or a video", got="nothing there")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Clip(path, (path.stem,), (path,))
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        return _open_video(path)
-    raise FrameError(
-        str(path), expected="one of " + ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES), got=repr(path.suffix or path.name)
-    )
-
-
-def _open_video(path: Path) -> Clip:
-    import imageio_ffmpeg
-
-    try:
-        count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-        stream = imageio_ffmpeg.read_frames(str(path))
-        meta = next(stream)
-        stream.close()
-    except (OSError, RuntimeError) as error:
-        reason = [line for line in str(error).splitlines() if line.strip()]
-        raise FrameError(str(path), expected="a video that ffmpeg can read", got=reason[-1].strip()) from None
-    if not count:
-        raise FrameError(str(path), expected="a video", got="no frames")
-    return Clip(path, tuple(f"frame_{i:06d}" for i in range(1, count + 1)), fps=meta["fps"])

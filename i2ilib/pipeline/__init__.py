@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import sys
 from collections import deque
@@ -15,11 +13,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from . import colour, patches
-from .deploy import Runner
-from .errors import FrameError, I2IError
-from .frames import COLOURS, Clip, Frame, read_image, stored_colour, write_image
-from .runtime import write_json
+from .. import colour, patches
+from ..deploy import Runner
+from ..errors import FrameError, I2IError
+from ..frames import COLOURS, Clip, Frame, stored_colour, write_image
+from ..runtime import atomic_path
+from .job import JobFolder, open_job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class MatteOptions:
     stride: int = patches.PATCH  # pixels; less than the patch overlaps patches
     feather: int = 0  # pixels over which overlapping patches fade; at most patch - stride
     batch: int = 8  # patches a batch
-    input_colour: str = "auto"  # "srgb", "linear", or "auto": linear for OpenEXR, sRGB for all others
+    input_colour: str = "auto"  # "srgb", "linear", or "auto": what the file is, linear for OpenEXR, else mostly sRGB
     input_alpha: str = "ignore"  # of the source: "ignore" it, or "unpremultiply" the colours by it
     matte_transfer: str = "none"  # "none": alpha is coverage; "srgb": decode it by equation 4, as the paper does
     non_finite: str = "error"  # NaN and infinity in a frame: "error", or "zero" to replace them
@@ -45,6 +44,11 @@ class MatteOptions:
         }.items():
             if getattr(self, name) not in known:
                 raise I2IError(name, expected=" or ".join(known), got=repr(getattr(self, name)))
+        for name in ("patch", "batch"):
+            if getattr(self, name) < 1:
+                raise I2IError(name, expected="at least 1", got=getattr(self, name))
+        one = torch.zeros(1, 1, self.patch, self.patch)  # merging it refuses a stride or feather that cannot be
+        patches.merge(one, height=self.patch, width=self.patch, stride=self.stride, feather=self.feather)
 
 
 def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
@@ -71,7 +75,7 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
             )
         rgb = torch.nan_to_num(rgb, nan=0.0, posinf=0.0, neginf=0.0)
     rgb = _straight(rgb, frame, options)
-    state = stored_colour(frame.source) if options.input_colour == "auto" else options.input_colour
+    state = frame.colour if options.input_colour == "auto" else options.input_colour
     srgb = colour.linear_to_srgb(rgb) if state == "linear" else rgb
     srgb = patches.fit(srgb.clamp(0, 1), patch=options.patch)  # the network never saw more than white
     return colour.to_fixed(srgb, options.q_in)
@@ -160,7 +164,7 @@ def cut_out(
         (1, 4, H, W) float32.
     """
     rgb = _straight(torch.nan_to_num(frame.rgb, nan=0.0, posinf=0.0, neginf=0.0), frame, options)
-    state = stored_colour(frame.source) if options.input_colour == "auto" else options.input_colour
+    state = frame.colour if options.input_colour == "auto" else options.input_colour
     wanted = stored_colour("frame" + suffix)
     if state != wanted:
         rgb = colour.srgb_to_linear(rgb) if wanted == "linear" else colour.linear_to_srgb(rgb)
@@ -177,6 +181,56 @@ class ClipReport:
     written: list[str] = dataclasses.field(default_factory=list)
     kept: list[str] = dataclasses.field(default_factory=list)  # whole results of an earlier run
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # name: the error
+    notes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # what was done to frames, unasked: which
+    passed_over: list[str] = dataclasses.field(default_factory=list)  # files of the folder that are no pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipPlan:
+    """What a job will do, before a network is opened for it; made by :func:`plan_clip`."""
+
+    clip: Clip
+    options: MatteOptions
+    job: JobFolder
+    results: dict[str, tuple[Path, Path]]  # alpha and RGBA by frame
+    sources: dict[str, dict | None]  # the state of each source, before it is read
+    kept: tuple[str, ...]
+    premultiply: bool
+
+    @property
+    def wanted(self) -> list[str]:
+        """Names of the frames that are to be matted."""
+        kept = set(self.kept)
+        return [name for name in self.clip.names if name not in kept]
+
+
+def plan_clip(
+    clip: Clip,
+    out: str | os.PathLike,
+    options: MatteOptions | None = None,
+    *,
+    suffix: str = ".png",
+    premultiply: bool | None = None,
+    identity: dict | None = None,
+    overwrite: bool = False,
+    by_content: bool = False,
+) -> ClipPlan:
+    """Find out which frames of a clip a job has still to matte; nothing is written. Arguments as :func:`matte_clip`.
+
+    Raises:
+        I2IError: If ``out`` holds the results of another job, or the format is unknown.
+    """
+    options, out = options or MatteOptions(), Path(out)
+    if suffix not in (".png", ".tif", ".exr"):
+        raise I2IError("suffix", expected=".png or .tif or .exr", got=repr(suffix))
+    premultiply = suffix == ".exr" if premultiply is None else premultiply
+    about = {"source": str(clip.path.resolve()), "premultiply": premultiply, **dataclasses.asdict(options)}
+    about |= {"layer": clip.layer} if clip.layer else {}
+    job = open_job(out, about | (identity or {}), overwrite=overwrite, by_content=by_content)
+    results = {name: (out / "alpha" / f"{name}{suffix}", out / "rgba" / f"{name}{suffix}") for name in clip.names}
+    sources = {name: job.source(clip.source(name)) for name in clip.names}
+    kept = tuple(name for name in clip.names if job.keeps(name, sources[name], results[name]))
+    return ClipPlan(clip, options, job, results, sources, kept, premultiply)
 
 
 def matte_clip(
@@ -189,12 +243,13 @@ def matte_clip(
     premultiply: bool | None = None,
     identity: dict | None = None,
     overwrite: bool = False,
+    by_content: bool = False,
     progress: bool = True,
 ) -> ClipReport:
     """Matte every frame of a clip into ``out/alpha/<name>`` and ``out/rgba/<name>``, 16 bits a channel.
 
-    Frames already written whole by the same job are kept, so an interrupted run goes on where it stopped. A bad frame
-    is reported and does not lose the others.
+    Frames already written whole by the same job are kept where their source is still the same, so an interrupted run
+    goes on where it stopped. A bad frame is reported and does not lose the others.
 
     Args:
         runner: The network, ready to run.
@@ -205,28 +260,35 @@ def matte_clip(
         premultiply: Colours of the RGBA times alpha; by default only in OpenEXR.
         identity: What else the results depend on (weights, backend); part of the job's fingerprint.
         overwrite: Write again what is there.
+        by_content: Know a source that has changed by its content instead of size and time, which takes a reading.
         progress: Show a bar.
 
     Raises:
         I2IError: If ``out`` holds the results of another job, or the format is unknown.
     """
-    options = options or MatteOptions()
-    if suffix not in (".png", ".tif", ".exr"):
-        raise I2IError("suffix", expected=".png or .tif or .exr", got=repr(suffix))
-    premultiply = suffix == ".exr" if premultiply is None else premultiply
-    out = Path(out)
-    job = {"source": str(clip.path.resolve()), "premultiply": premultiply, **dataclasses.asdict(options)}
-    _claim(out, job | (identity or {}), overwrite)
-    targets = {name: (out / "alpha" / f"{name}{suffix}", out / "rgba" / f"{name}{suffix}") for name in clip.names}
-    report = ClipReport()
-    if not overwrite:
-        report.kept = [name for name, files in targets.items() if all(map(_whole, files))]
-    wanted = set(clip.names) - set(report.kept)
+    more = {"premultiply": premultiply, "identity": identity, "overwrite": overwrite, "by_content": by_content}
+    return run_plan(runner, plan_clip(clip, out, options, suffix=suffix, **more), progress=progress)
+
+
+def run_plan(runner: Runner | None, plan: ClipPlan, *, progress: bool = True) -> ClipReport:
+    """Do what is left of a job.
+
+    Args:
+        runner: The network, ready to run; None will do where no frame is wanted.
+        plan: From :func:`plan_clip`.
+        progress: Show a bar.
+    """
+    clip, options = plan.clip, plan.options
+    report = ClipReport(kept=list(plan.kept), passed_over=list(clip.passed_over))
+    plan.job.claim()
+    if clip.times:
+        _write_times(plan.job.out / "timecodes.txt", clip.times)
 
     def write(name: str, frame: Frame, alpha: torch.Tensor) -> None:
-        rgba = cut_out(frame, alpha, options, suffix=suffix, premultiply=premultiply)
-        write_image(targets[name][1], rgba, premultiplied=premultiply)
-        write_image(targets[name][0], alpha)
+        files = plan.results[name]
+        rgba = cut_out(frame, alpha, options, suffix=files[0].suffix, premultiply=plan.premultiply)
+        write_image(files[1], rgba, premultiplied=plan.premultiply, origin=frame.origin)
+        write_image(files[0], alpha, origin=frame.origin)
 
     bar = tqdm(total=len(clip), initial=len(report.kept), desc="matte", unit="frame", disable=not progress)
     writing: deque[tuple[str, Future]] = deque()
@@ -235,15 +297,24 @@ def matte_clip(
         """Wait until at most so many frames are being written."""
         while len(writing) > most:
             name, future = writing.popleft()
-            _note(report, name, future, bar)
+            try:
+                future.result()
+                plan.job.note(name, plan.sources[name], plan.results[name])
+                report.written.append(name)
+            except FrameError as error:
+                report.failed[name] = str(error)
+                bar.write(f"skipped: {error}", file=sys.stderr)
+            bar.update()
 
     # compressing a 4K picture takes longer than matting it, so two frames are written while the next one runs
     with bar, ThreadPoolExecutor(2, thread_name_prefix="write") as writers:
-        for name, frame in clip.read(wanted):
+        for name, frame in clip.read(set(plan.wanted)):
             settle(1)
             try:
                 if isinstance(frame, FrameError):
                     raise frame
+                for note in (*frame.notes, *_of_alpha(frame, options)):
+                    report.notes.setdefault(note, []).append(name)
                 future = writers.submit(write, name, frame, matte(runner, frame, options))
             except FrameError as error:
                 future = Future()
@@ -253,43 +324,14 @@ def matte_clip(
     return report
 
 
-def _note(report: ClipReport, name: str, future: Future, bar: tqdm) -> None:
-    try:
-        future.result()
-        report.written.append(name)
-    except FrameError as error:
-        report.failed[name] = str(error)
-        bar.write(f"skipped: {error}", file=sys.stderr)
-    bar.update()
+def _of_alpha(frame: Frame, options: MatteOptions) -> tuple[str, ...]:
+    if frame.alpha is None or options.input_alpha != "ignore" or bool((frame.alpha == 1).all()):
+        return ()
+    return ("its alpha channel is not used (--input-alpha unpremultiply divides colours by it)",)
 
 
-def _whole(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    try:
-        read_image(path)
-    except FrameError:
-        return False
-    return True
-
-
-def _claim(out: Path, job: dict, overwrite: bool) -> None:
-    """Note in ``out`` which job its frames belong to, and refuse to mix two jobs."""
-    text = json.dumps(job, sort_keys=True, default=str)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    path = out / "job.json"
-    if path.exists() and not overwrite:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-        except (ValueError, KeyError, TypeError):
-            found = "something unreadable"
-        if found != fingerprint:
-            raise I2IError(
-                str(out),
-                expected="a new folder, or one with results of this model and these options",
-                got="results of another job",
-                remedy="Choose another folder, or overwrite it.",
-            )
-    if out.exists() and not out.is_dir():
-        raise I2IError(str(out), expected="a folder to write to", got="a file")
-    write_json(path, {"fingerprint": fingerprint, "job": json.loads(text)})
+def _write_times(path: Path, times: tuple[float, ...]) -> None:
+    """Times of a video's frames as mkvmerge and its like take them: milliseconds, a line each."""
+    with atomic_path(path) as temporary:
+        lines = ["# timestamp format v2", *(f"{1000 * time:.6f}" for time in times)]
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,368 @@
+"""Frames of a video with their times, from any place in it, and a writer that keeps the times, through PyAV.
+
+A pipe from ffmpeg would tell neither the time of a frame nor which frame a damaged packet cost.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import FrameError, I2IError
+from ..runtime import atomic_path
+from .picture import Frame, upright
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
+_TICKS = 90_000  # a second: the clock of MPEG, of which every usual frame rate is a divisor
+_ORIENTATIONS = {  # EXIF's tag by the display matrix (a, b, c, d), where a point goes from (x, y) to (ax + cy, bx + dy)
+    (1, 0, 0, 1): 1,
+    (-1, 0, 0, 1): 2,
+    (-1, 0, 0, -1): 3,
+    (1, 0, 0, -1): 4,
+    (0, 1, 1, 0): 5,
+    (0, 1, -1, 0): 6,
+    (0, -1, -1, 0): 7,
+    (0, -1, 1, 0): 8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What a video holds, known without decoding it where its packets tell.
+
+    Attributes:
+        count: Frames, with those that are missing.
+        times: Seconds from the first frame, of each frame that is there, in playing order; None where time stamps do
+            not increase.
+        fps: Average rate, or None.
+        size: Height and width of the first frame as shown, pixels.
+        stamps: The stream's own time stamp of each frame; None where they do not tell frames apart.
+        keys: Frames at which decoding can begin.
+    """
+
+    count: int
+    times: tuple[float, ...] | None
+    fps: float | None
+    size: tuple[int, int]
+    stamps: tuple[int, ...] | None
+    keys: tuple[int, ...]
+
+
+def scan(path: str | os.PathLike) -> Index:
+    """Find the frames of a video.
+
+    The time stamps of packets are trusted if no two are equal and both ends of the video decode to just these;
+    otherwise the whole video is decoded once.
+
+    Raises:
+        FrameError: If the file is no video or holds no frame.
+    """
+    path = Path(path)
+    with _opened(path) as (file, stream):
+        unit, fps = stream.time_base, float(stream.average_rate or 0)
+        packets, problem = _packets(file, stream)
+        missing = _missing(stream, packets)
+    first = next(_decoded(path), None)
+    if first is None:
+        raise FrameError(str(path), expected="a video", got=problem or "no frame")
+    shown = [packet.stamp for packet in packets if packet.shown]
+    unequal = None not in shown and len(set(shown)) == len(shown)
+    stamps, keys = sorted(shown) if unequal else [], sorted(p.stamp for p in packets if p.key and p.stamp is not None)
+    if not unequal or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
+        lost: list[str] = []
+        decoded = [frame.pts for frame in _decoded(path, lost=lost)]
+        if not (unequal and lost):  # where packets were lost, they alone tell how many
+            stamps, keys = decoded, []
+            unequal = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
+    places = {stamp: place for place, stamp in enumerate(stamps)}
+    return Index(
+        count=len(stamps) + missing,
+        times=tuple(float((stamp - stamps[0]) * unit) for stamp in stamps) if unequal else None,
+        fps=fps or None,
+        size=upright(np.empty((first.height, first.width, 0)), _orientation(first)).shape[:2],
+        stamps=tuple(stamps) if unequal else None,
+        keys=tuple(places[key] for key in keys if key in places) if unequal else (),
+    )
+
+
+def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterator[tuple[int, Frame | FrameError]]:
+    """The wanted frames in playing order, each with its place, or the error that it met.
+
+    Decoding goes on from one wanted frame to the next, or begins anew at a key frame between them.
+
+    Args:
+        path: The video.
+        index: From :func:`scan`.
+        wanted: Places from 0, increasing; asked for one by one.
+
+    Yields:
+        The place and the frame: sRGB codes in [0, 1], with alpha where the video has it.
+    """
+    path, last, ahead, frames = Path(path), 0, None, _placed(Path(path), index, 0)
+    for place in wanted:
+        key = index.keys[bisect.bisect_right(index.keys, place) - 1] if index.keys and index.keys[0] <= place else 0
+        if key > last + 1:
+            ahead, frames = None, _placed(path, index, key)
+        while ahead is None or ahead[0] < place:
+            ahead = next(frames, (math.inf, None))
+        last, name = place, f"frame_{place + 1:06d}"
+        if ahead[0] == place and not ahead[1].is_corrupt:
+            yield place, _picture(ahead[1], path, name)
+        else:
+            got = "the stream ended early" if ahead[1] is None else "damaged data"
+            yield place, FrameError(f"{path}, {name}", expected="a frame", got=got, remedy="Copy the video again.")
+
+
+class _Packet(NamedTuple):
+    stamp: int | None
+    end: int | None  # stamp and duration
+    key: bool
+    shown: bool  # not cut off by an edit list, and not empty
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    """The container and its first video stream; what FFmpeg cannot read is a FrameError."""
+    import av
+
+    try:
+        file = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "an unknown format"
+        raise FrameError(str(path), expected="a video that FFmpeg can read", got=reason) from None
+    with file:
+        moving = [s for s in file.streams.video if s.codec_context is not None and s.codec_context.width]
+        if not moving:
+            raise FrameError(str(path), expected="a video", got="no stream of pictures that can be decoded")
+        yield file, moving[0]
+
+
+def _packets(file, stream) -> tuple[list[_Packet], str]:
+    """What the container tells of every packet, and why reading stopped, if not at the end."""
+    import av
+
+    packets, problem = [], ""
+    try:
+        for p in file.demux(stream):
+            if p.size or p.dts is not None:  # the last, empty packet only flushes the decoder
+                end = None if p.pts is None else p.pts + (p.duration or 0)
+                packets.append(_Packet(p.pts, end, p.is_keyframe, p.size > 0 and not p.is_discard))
+    except av.FFmpegError as error:
+        problem = str(error)
+    return packets, problem
+
+
+def _missing(stream, packets: list[_Packet]) -> int:
+    """How many frames the container promises beyond those that it holds: by count, or by duration as in Matroska."""
+    if stream.frames:
+        return max(stream.frames - len(packets), 0)
+    told = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    ends = [packet.end for packet in packets if packet.end is not None]
+    if not told or not ends or not stream.average_rate:
+        return 0
+    hours, minutes, seconds = map(float, told.groups())
+    gap = 3600 * hours + 60 * minutes + seconds - float(max(ends) * stream.time_base)
+    return max(round(gap * float(stream.average_rate)), 0)
+
+
+def _decoded(path: Path, *, start: int | None = None, lost: list[str] | None = None) -> Iterator:
+    """Frames as the decoder gives them, from a key frame's time stamp on; damaged packets are noted."""
+    import av
+
+    lost = [] if lost is None else lost
+    with _opened(path) as (file, stream):
+        stream.thread_type = "AUTO"
+        decoder = stream.codec_context
+        if stream.metadata.get("alpha_mode") == "1" and decoder.name in ("vp8", "vp9"):
+            with contextlib.suppress(ValueError):  # FFmpeg's own decoder has no alpha
+                decoder = av.CodecContext.create(f"libvpx-{decoder.name}".replace("-vp8", ""), "r")
+        if start is not None:
+            file.seek(start, stream=stream)
+        packets = file.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                frames = decoder.decode(packet if packet.size else None)
+            except av.FFmpegError as error:
+                lost.append(str(error))
+                if packet is None:
+                    return
+                continue
+            yield from frames
+
+
+def _ends_as_told(path: Path, stamps: list[int], keys: list[int]) -> bool:
+    """Whether decoding from the last key frame gives just the frames that the packets tell."""
+    if not keys:
+        return False
+    lost: list[str] = []
+    found = [frame.pts for frame in _decoded(path, start=keys[-1], lost=lost) if (frame.pts or 0) >= keys[-1]]
+    return not lost and found == [stamp for stamp in stamps if stamp >= keys[-1]]
+
+
+def _placed(path: Path, index: Index, key: int) -> Iterator[tuple[int, object]]:
+    """(place, decoded frame) from a key frame on; from the beginning if the container leads elsewhere."""
+    if index.stamps is None:
+        yield from enumerate(_decoded(path))
+        return
+    places = {stamp: place for place, stamp in enumerate(index.stamps)}
+    frames = ((places[f.pts], f) for f in _decoded(path, start=index.stamps[key] if key else None) if f.pts in places)
+    first = next(frames, None)
+    if key and (first is None or first[0] > key or first[1].is_corrupt):
+        yield from _placed(path, index, 0)
+    elif first is not None:
+        yield first
+        yield from frames
+
+
+def _picture(frame, path: Path, name: str) -> Frame | FrameError:
+    import av
+    from av.video.reformatter import Interpolation
+
+    # without these two flags the result is about one 8-bit code too dark
+    exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    transparent = any(component.is_alpha for component in frame.format.components)
+    try:
+        wide = frame.reformat(format="rgba64le" if transparent else "rgb48le", interpolation=exact)
+    except (av.FFmpegError, ValueError) as error:
+        return FrameError(
+            f"{path}, {name}", expected=f"colours that can be read from {frame.format.name}", got=str(error)
+        )
+    pixels = upright(wide.to_ndarray(), _orientation(frame)).transpose(2, 0, 1)
+    data = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32) / np.float32(65535))[None]
+    alpha = data[:, 3:] if transparent else None
+    return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", notes=_notes(frame))
+
+
+def _orientation(frame) -> int:
+    """EXIF's tag for the display matrix of a frame; 1 where it is none of the eight."""
+    for data in frame.side_data:
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5] / 65536
+            return _ORIENTATIONS.get((a, b, c, d), 1)
+    return 1
+
+
+def _notes(frame) -> tuple[str, ...]:
+    from av.video.reformatter import ColorPrimaries, ColorTrc
+
+    notes = []
+    if frame.color_trc in (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67, ColorTrc.LINEAR, ColorTrc.LOG, ColorTrc.LOG_SQRT):
+        notes.append(f"its transfer function is {ColorTrc(frame.color_trc).name} and is taken as sRGB")
+    if frame.color_primaries in (ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432):
+        notes.append(f"its primaries are {ColorPrimaries(frame.color_primaries).name} and are taken as Rec. 709")
+    if frame.interlaced_frame:
+        notes.append("it is interlaced, and its fields stay woven")
+    return tuple(notes)
+
+
+def write_video(
+    path: str | os.PathLike,
+    frames: Iterable[np.ndarray],
+    *,
+    fps: float | None = None,
+    times: Sequence[float] | None = None,
+    crf: int = 18,
+) -> None:
+    """Encode frames as H.264, 4:2:0, limited-range BT.709, with the flags that say so; whole or not at all.
+
+    Args:
+        path: Ends in one of :data:`SUFFIXES`; ``.mp4`` and ``.mov`` keep a time to 1/90000 s, ``.mkv`` to 1 ms.
+        frames: (H, W, 3) uint8 each, sRGB codes; H and W even.
+        fps: Frames per second, or
+        times: seconds of each frame, increasing, as :attr:`Index.times` has them.
+        crf: Constant rate factor of x264; smaller is better and larger.
+
+    Raises:
+        I2IError: If neither or both of ``fps`` and ``times`` are given, times do not increase or are not as many as the
+            frames, or a frame has another shape or type.
+        FrameError: If the container cannot hold the video.
+    """
+    import av
+
+    path = Path(path)
+    if (fps is None) == (times is None) or (fps is not None and not 0 < fps < 1000):
+        raise I2IError("write_video", expected="fps (above 0) or times", got=f"fps={fps}, times={times}")
+    if path.suffix.lower() not in SUFFIXES:
+        raise I2IError(str(path), expected="a name ending in " + ", ".join(SUFFIXES), got=repr(path.suffix))
+    ticks = itertools.count() if times is None else _ticks(times)
+    unit = Fraction(1, _TICKS) if times is not None else 1 / Fraction(fps).limit_denominator(1001)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise I2IError("frames", expected="at least one", got="none")
+    with atomic_path(path) as temporary:
+        try:
+            with av.open(str(temporary), "w", options={"movflags": "faststart", "fflags": "bitexact"}) as file:
+                stream = _encoder(file, first, unit, crf)
+                for place, pixels in enumerate(itertools.chain([first], frames)):
+                    tick = next(ticks, None)
+                    if tick is None:
+                        raise I2IError("times", expected="one for each frame", got=f"fewer, {place}")
+                    file.mux(stream.encode(_encodable(pixels, first, tick, unit)))
+                file.mux(stream.encode(None))
+        except av.FFmpegError as error:
+            raise FrameError(str(path), expected="a container for H.264", got=str(error)) from None
+        if times is not None and next(ticks, None) is not None:
+            raise I2IError("times", expected="one for each frame", got=f"{len(times)} for {place + 1} frames")
+
+
+def _ticks(times: Sequence[float]) -> Iterator[int]:
+    ticks = [round(time * _TICKS) for time in times]
+    if any(a >= b for a, b in itertools.pairwise(ticks)) or (ticks and ticks[0] < 0):
+        raise I2IError("times", expected=f"seconds from 0 on, each at least 1/{_TICKS} after the one before", got=times)
+    return iter(ticks)
+
+
+def _encoder(file, first: np.ndarray, unit: Fraction, crf: int):
+    from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc
+
+    stream = file.add_stream("libx264", rate=max(round(1 / unit), 1) if unit.numerator == 1 else 1 / unit)
+    context = stream.codec_context
+    stream.height, stream.width = first.shape[:2]
+    stream.pix_fmt, context.time_base, stream.time_base = "yuv420p", unit, unit
+    stream.options = {
+        "crf": str(crf),
+        "preset": "slow",
+        "threads": "1",
+        "flags": "+bitexact",
+    }  # the same bytes anywhere
+    context.color_range, context.colorspace = ColorRange.MPEG, 1  # BT.709
+    context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+    return stream
+
+
+def _encodable(pixels: np.ndarray, first: np.ndarray, tick: int, unit: Fraction):
+    import av
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
+
+    even = pixels.ndim == 3 and pixels.shape[2] == 3 and not any(side % 2 or not side for side in pixels.shape[:2])
+    if not even or pixels.shape != first.shape or pixels.dtype != np.uint8:
+        raise I2IError(
+            "frame",
+            expected=f"(H, W, 3) uint8 like the first, {first.shape}, H and W even",
+            got=f"{pixels.shape} {pixels.dtype}",
+            remedy="Crop the frames.",
+        )
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP,
+    )
+    frame.pts, frame.time_base = tick, unit
+    return frame
