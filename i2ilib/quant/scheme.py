@@ -55,6 +55,7 @@ def to_qdq(graph: fx.GraphModule, sites: list[Site], fix_positions: dict[str, in
         def validate(self, model: fx.GraphModule) -> None:
             pass
 
-    with quiet():  # PyTorch's own notices about the graphs that torchao copies
+    # PyTorch's own notices about the graphs that torchao copies; and it draws random numbers
+    with quiet(), torch.random.fork_rng(devices=[]):
         prepared = pt2e.prepare_pt2e(copy_graph(graph), DpuQuantizer())
         return pt2e.convert_pt2e(prepared, fold_quantize=True)

@@ -114,7 +114,7 @@ def export(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
         module.register_forward_pre_hook(lambda module, _, name=name: within.append(name or type(module).__name__))
         module.register_forward_hook(lambda *_: within.pop() and None)
     try:
-        with quiet("torch.fx.experimental.symbolic_shapes"), torch.no_grad():
+        with quiet("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor"), torch.no_grad():
             graph = torch.export.export(model, (example,), dynamic_shapes=batch).module(check_guards=False)
     except I2IError:
         raise
