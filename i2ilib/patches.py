@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 
 import torch
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ class Grid:
     Where the stride does not divide the rest, the last patch is aligned with the edge and overlaps more.
 
     Raises:
-        I2IError: If the frame is smaller than a patch, or the stride is not from 1 to the patch size.
+        I2IError: If a size is no whole number from 1, the frame is smaller than a patch, or the stride larger.
 
     Example:
         >>> Grid(300, 256, patch=256, stride=256).positions
@@ -41,7 +42,8 @@ class Grid:
     stride: int = PATCH  # step between patches, pixels; 64 for training in the paper
 
     def __post_init__(self) -> None:
-        if self.patch < 1 or not 1 <= self.stride <= self.patch:
+        _check_whole(height=self.height, width=self.width, patch=self.patch, stride=self.stride)
+        if self.stride > self.patch:
             raise I2IError(
                 "stride",
                 expected=f"1 to the patch size {self.patch}",
@@ -88,10 +90,14 @@ def _starts(size: int, patch: int, stride: int) -> list[int]:
 def nearest_multiple(height: int, width: int, *, patch: int = PATCH) -> tuple[int, int]:
     """The nearest integer multiple of ``patch`` in both directions, at least one patch; halves go up.
 
+    Raises:
+        I2IError: If a size is no whole number from 1.
+
     Example:
         >>> nearest_multiple(2160, 3840), nearest_multiple(1080, 1920), nearest_multiple(90, 160)
         ((2048, 3840), (1024, 2048), (256, 256))
     """
+    _check_whole(height=height, width=width, patch=patch)
     return tuple(max(1, math.floor(size / patch + 0.5)) * patch for size in (height, width))
 
 
@@ -100,6 +106,7 @@ def fit(image: torch.Tensor, *, patch: int = PATCH) -> torch.Tensor:
 
     Bicubic with antialiasing, since the factor is near one and bilinear would soften the frame; bicubic overshoots at
     edges, so the result is limited to each channel's own range. A matte in [0, 1] stays there, and HDR stays HDR.
+    Types shorter than float32 are computed in float32.
 
     Args:
         image: (N, C, H, W), floating point, any range.
@@ -109,7 +116,7 @@ def fit(image: torch.Tensor, *, patch: int = PATCH) -> torch.Tensor:
         (N, C, H', W'), same dtype; ``image`` itself where there is nothing to scale.
 
     Raises:
-        I2IError: If ``image`` has another shape or is not floating point.
+        I2IError: If ``image`` has another shape, is empty or not floating point, or ``patch`` no whole number from 1.
     """
     _check_image(image)
     return unfit(image, *nearest_multiple(*image.shape[-2:], patch=patch))
@@ -127,13 +134,16 @@ def unfit(image: torch.Tensor, height: int, width: int) -> torch.Tensor:
         (N, C, height, width), same dtype; ``image`` itself where there is nothing to scale.
 
     Raises:
-        I2IError: If ``image`` has another shape or is not floating point.
+        I2IError: If ``image`` has another shape, is empty or not floating point, or a size is no whole number from 1.
     """
     _check_image(image)
+    _check_whole(height=height, width=width)
     if image.shape[-2:] == (height, width):
         return image
-    scaled = F.interpolate(image, (height, width), mode="bicubic", antialias=True, align_corners=False)
-    return torch.clamp(scaled, image.amin((-2, -1), keepdim=True), image.amax((-2, -1), keepdim=True))
+    wide = image.to(_accumulator(image))  # PyTorch has no such filter in half precision on CPUs
+    scaled = F.interpolate(wide, (height, width), mode="bicubic", antialias=True, align_corners=False)
+    limited = torch.clamp(scaled, wide.amin((-2, -1), keepdim=True), wide.amax((-2, -1), keepdim=True))
+    return limited.to(image.dtype)
 
 
 def split(image: torch.Tensor, *, patch: int = PATCH, stride: int = PATCH) -> torch.Tensor:
@@ -148,7 +158,7 @@ def split(image: torch.Tensor, *, patch: int = PATCH, stride: int = PATCH) -> to
         (N, C, patch, patch), same dtype, a copy; order of :class:`Grid`.
 
     Raises:
-        I2IError: If ``image`` has another shape, is not floating point or is smaller than a patch, or the stride is
+        I2IError: If ``image`` has another shape, is empty, not floating point or smaller than a patch, or a size is
             out of range.
     """
     frame = _frame(image)
@@ -175,8 +185,7 @@ def iter_batches(
     """
     frame = _frame(image)
     grid = Grid(*frame.shape[-2:], patch=patch, stride=stride)
-    if batch < 1:
-        raise I2IError("batch", expected="at least 1", got=batch)
+    _check_whole(batch=batch)
     positions = grid.positions
     groups = (positions[i : i + batch] for i in range(0, len(positions), batch))
     return ((group, _cut(frame, grid, group)) for group in groups)
@@ -189,7 +198,8 @@ def merge(
 
     Each pixel is a weighted mean. The weights are all equal, or fall off towards inner patch borders along a raised
     cosine that is ``feather`` pixels wide, which hides seams; borders on the frame's edge keep full weight.
-    For ``stride`` = patch this undoes :func:`split` exactly; with overlap to rounding.
+    For ``stride`` = patch this undoes :func:`split` exactly; with overlap to rounding. Types shorter than float32 are
+    averaged in float32.
 
     Args:
         patches: (N, C, patch, patch), floating point, in the order of :class:`Grid`; or an iterable of such batches,
@@ -203,31 +213,34 @@ def merge(
         (1, C, height, width), dtype and device of the patches.
 
     Raises:
-        I2IError: If a batch is not (N, C, patch, patch) or unlike the first, there are too few or too many patches, the
-            stride exceeds the patch, or ``feather`` exceeds the overlap.
+        I2IError: If a batch is not (N, C, patch, patch) or unlike the first, there are too few or too many patches, a
+            size is no whole number from 1, the stride exceeds the patch, or ``feather`` exceeds the overlap.
     """
+    if not isinstance(patches, Iterable):
+        raise _refusal("patches", patches, "tensors", "")
     batches = iter([patches] if isinstance(patches, torch.Tensor) else patches)
     first = next(batches, None)
     if first is None:
         raise I2IError("patches", expected="at least one batch", got="none")
-    _check_patches(first, first)
+    _check_patches(first)
     size = first.shape[-1]
     grid = Grid(height, width, patch=size, stride=stride)
-    if not 0 <= feather <= size - stride:
+    _check_whole(least=0, feather=feather)
+    if feather > size - stride:
         raise I2IError(
             "feather",
             expected=f"0 to the overlap of {size - stride} pixels",
             got=feather,
             remedy="Choose a smaller stride.",
         )
+    frame = first.new_zeros((first.shape[1], height, width), dtype=_accumulator(first))
+    row = frame.new_zeros((first.shape[1], size, width))
     # the weights of a grid separate into rows and columns; each sums to one over the patches that cover a pixel
-    down, across = (_weights(*side, size, feather, first) for side in ((height, grid.tops), (width, grid.lefts)))
-    frame = first.new_zeros(first.shape[1], height, width)
-    row = first.new_zeros(first.shape[1], size, width)
+    down, across = (_weights(*side, size, feather, frame) for side in ((height, grid.tops), (width, grid.lefts)))
     count = 0
     for batch in _chain(first, batches):
-        _check_patches(batch, first)
-        for patch in batch:
+        _check_patches(batch, like=first)
+        for patch in batch.to(frame.dtype):
             if count < len(grid):
                 i, j = divmod(count, len(grid.lefts))
                 left = grid.lefts[j]
@@ -243,7 +256,12 @@ def merge(
             got=count,
             remedy="Merge with the size and stride that were used to split.",
         )
-    return frame[None]
+    return frame[None].to(first.dtype)
+
+
+def _accumulator(tensor: torch.Tensor) -> torch.dtype:
+    """The type to compute in: the tensor's own, or float32 where that is longer."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _chain(first: torch.Tensor, rest: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -271,35 +289,46 @@ def _cut(frame: torch.Tensor, grid: Grid, positions: list[tuple[int, int]]) -> t
 
 
 def _frame(image: torch.Tensor) -> torch.Tensor:
-    if image.ndim == 4 and image.shape[0] == 1:
+    if _is_image(image) and image.ndim == 4 and image.shape[0] == 1:
         image = image[0]
-    if image.ndim != 3 or not image.is_floating_point():
-        raise I2IError(
-            "image",
-            expected="a floating-point (C, H, W) or (1, C, H, W)",
-            got=f"{tuple(image.shape)} {image.dtype}",
-            remedy="Pass one frame at a time, as floats.",
-        )
+    if not _is_image(image) or image.ndim != 3:
+        raise _refusal("image", image, "a floating-point (C, H, W) or (1, C, H, W)", "Pass one frame at a time.")
     return image
 
 
 def _check_image(image: torch.Tensor) -> None:
-    if image.ndim != 4 or not image.is_floating_point():
-        raise I2IError(
-            "image",
-            expected="a floating-point (N, C, H, W)",
-            got=f"{tuple(image.shape)} {image.dtype}",
-            remedy="Add the batch axis with image[None].",
-        )
+    if not _is_image(image) or image.ndim != 4:
+        remedy = "Add the batch axis with image[None]."
+        raise _refusal("image", image, "a floating-point (N, C, H, W)", remedy)
 
 
-def _check_patches(batch: torch.Tensor, first: torch.Tensor) -> None:
-    square = batch.ndim == 4 and batch.shape[-1] == batch.shape[-2] and batch.is_floating_point()
-    if not square or batch.shape[1:] != first.shape[1:]:
-        alike = f", all {tuple(first.shape[1:])}" if batch is not first else ""
-        raise I2IError(
-            "patches",
-            expected="floating-point (N, C, patch, patch)" + alike,
-            got=f"{tuple(batch.shape)} {batch.dtype}",
-            remedy="Give merge what the network returned for batches from split.",
-        )
+def _check_patches(batch: torch.Tensor, like: torch.Tensor | None = None) -> None:
+    square = _is_image(batch) and batch.ndim == 4 and batch.shape[-1] == batch.shape[-2]
+    kind = None if like is None else (like.shape[1:], like.dtype, like.device)
+    if not square or kind not in (None, (batch.shape[1:], batch.dtype, batch.device)):
+        alike = "" if like is None else f", all {tuple(like.shape[1:])} {like.dtype} on {like.device}"
+        remedy = "Give merge what the network returned for batches from split."
+        raise _refusal("patches", batch, "floating-point (N, C, patch, patch)" + alike, remedy)
+
+
+def _is_image(given: object) -> bool:
+    return isinstance(given, torch.Tensor) and given.is_floating_point() and given.numel() > 0
+
+
+def _refusal(what: str, given: object, expected: str, remedy: str) -> I2IError:
+    """The error for a tensor that has not the shape or type expected."""
+    if not isinstance(given, torch.Tensor):
+        got, remedy = type(given).__name__, "Make it a tensor with torch.as_tensor."
+    else:
+        got = f"{tuple(given.shape)} {given.dtype} on {given.device}"
+        if not given.numel():
+            remedy = "There must be at least one pixel."
+        elif not given.is_floating_point():
+            remedy = "Convert it first: codes of 8 bits with image.float() / 255."
+    return I2IError(what, expected=expected, got=got, remedy=remedy)
+
+
+def _check_whole(least: int = 1, **values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise I2IError(name, expected=f"a whole number from {least}", got=repr(value))

@@ -1,7 +1,10 @@
 """Patches: exact inverses, positions counted by hand, seams hidden, memory bounded, every error branch."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from skimage import data
 
 from i2ilib import I2IError, patches
@@ -33,7 +36,10 @@ def test_split_agrees_with_unfold():
     assert torch.equal(patches.split(image[0], patch=16, stride=8), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [(64, 96), (70, 101), (32, 32)])
 def test_merge_undoes_split_exactly_for_stride_patch(size, dtype):
     image = picture(*size, dtype=dtype)
@@ -128,6 +134,126 @@ def test_fit_does_not_overshoot_a_matte():
     assert plain.max() > 1  # what is being prevented
 
 
+def close(made, exact):
+    """Whether values are what float64 gives, rounded once to their own type; less what float32 loses on the way."""
+    slack = exact.abs().max() * (1e-12 if made.dtype == torch.float64 else 1e-5)
+    return ((made.double() - exact).abs() <= exact.abs() * torch.finfo(made.dtype).eps / 2 + slack).all()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_scaling_in_every_type(dtype, scale):
+    """Limits of the type's own: what is rounded last stays within the range of the channel."""
+    image = (picture(70, 101) * scale).to(dtype)
+    exact = torch.nn.functional.interpolate(image.double(), (64, 96), mode="bicubic", antialias=True)
+    exact = exact.clamp(image.double().amin((-2, -1), keepdim=True), image.double().amax((-2, -1), keepdim=True))
+    made = patches.fit(image, patch=32)
+    assert made.dtype == dtype and close(made, exact)
+    assert (made.amax((-2, -1)) <= image.amax((-2, -1))).all() and (made.amin((-2, -1)) >= image.amin((-2, -1))).all()
+    assert patches.unfit(made, 70, 101).dtype == dtype
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    size=st.tuples(st.integers(8, 40), st.integers(8, 40)),
+    stride=st.integers(1, 8),
+    dtype=st.sampled_from(FLOATS),
+    seed=st.integers(0, 9),
+)
+def test_merging_in_every_type(size, stride, dtype, seed):
+    """Unlike patches, averaged: the sums of fold over its counts."""
+    height, width = (8 + (side - 8) // stride * stride for side in size)  # fold knows no patch aligned with the edge
+    count = len(Grid(height, width, patch=8, stride=stride))
+    parts = torch.randn(count, 2, 8, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    columns = parts.double().flatten(1).T[None]
+    sums = torch.nn.functional.fold(columns, (height, width), 8, stride=stride)
+    counts = torch.nn.functional.fold(torch.ones_like(columns), (height, width), 8, stride=stride)
+    made = patches.merge(parts, height=height, width=width, stride=stride)
+    assert made.dtype == dtype and close(made, sums / counts)
+
+
+# --- what is no picture, and no size -------------------------------------------------------------------------
+
+PICTURES = {
+    "fit": lambda image: patches.fit(image, patch=8),
+    "unfit": lambda image: patches.unfit(image, 16, 16),
+    "split": lambda image: patches.split(image, patch=8, stride=8),
+    "iter_batches": lambda image: patches.iter_batches(image, batch=1, patch=8, stride=8),
+    "merge": lambda image: patches.merge(image, height=8, width=8, stride=8),
+}
+NONE = {
+    "codes": (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), r"uint8 on cpu. .* image.float\(\) / 255"),
+    "integers": (torch.zeros(1, 3, 8, 8, dtype=torch.int64), r"int64 on cpu. .* image.float\(\) / 255"),
+    "a mask": (torch.zeros(1, 3, 8, 8, dtype=torch.bool), "bool on cpu. Convert"),
+    "complex": (torch.zeros(1, 3, 8, 8, dtype=torch.complex64), "complex64 on cpu. Convert"),
+    "no image": (torch.zeros(0, 3, 8, 8), "at least one pixel"),
+    "no channel": (torch.zeros(1, 0, 8, 8), "at least one pixel"),
+    "no row": (torch.zeros(1, 3, 0, 8), "at least one pixel"),
+    "no column": (torch.zeros(1, 3, 8, 0), "at least one pixel"),
+    "a line": (torch.zeros(8), r"got \(8,\)"),
+    "a plane": (torch.zeros(8, 8), r"got \(8, 8\)"),
+    "a volume": (torch.zeros(1, 1, 3, 8, 8), r"got \(1, 1, 3, 8, 8\)"),
+    "a number": (torch.tensor(1.0), r"got \(\)"),
+    "NumPy's": (np.zeros((1, 3, 8, 8), np.float32), "got ndarray. .*torch.as_tensor"),
+    "nothing": (None, "got NoneType"),
+}
+
+
+@pytest.mark.parametrize("given", NONE)
+@pytest.mark.parametrize("name", PICTURES)
+def test_what_is_no_picture(name, given):
+    image, message = NONE[given]
+    with pytest.raises(I2IError, match=rf"^(image|patches): expected .*{message}"):
+        PICTURES[name](image)
+
+
+IMAGE, PARTS = torch.zeros(1, 3, 16, 16), torch.zeros(4, 3, 8, 8)
+SIZES = {
+    "patch": [
+        lambda size: Grid(16, 16, patch=size, stride=1),
+        lambda size: patches.nearest_multiple(16, 16, patch=size),
+        lambda size: patches.fit(IMAGE, patch=size),
+        lambda size: patches.split(IMAGE, patch=size, stride=1),
+        lambda size: patches.iter_batches(IMAGE, batch=1, patch=size, stride=1),
+    ],
+    "stride": [
+        lambda size: Grid(16, 16, patch=8, stride=size),
+        lambda size: patches.split(IMAGE, patch=8, stride=size),
+        lambda size: patches.iter_batches(IMAGE, batch=1, patch=8, stride=size),
+        lambda size: patches.merge(PARTS, height=16, width=16, stride=size),
+    ],
+    "height": [
+        lambda size: Grid(size, 16, patch=8, stride=8),
+        lambda size: patches.nearest_multiple(size, 16),
+        lambda size: patches.unfit(IMAGE, size, 16),
+        lambda size: patches.merge(PARTS, height=size, width=16, stride=8),
+    ],
+    "width": [
+        lambda size: Grid(16, size, patch=8, stride=8),
+        lambda size: patches.nearest_multiple(16, size),
+        lambda size: patches.unfit(IMAGE, 16, size),
+        lambda size: patches.merge(PARTS, height=16, width=size, stride=8),
+    ],
+    "batch": [lambda size: patches.iter_batches(IMAGE, batch=size, patch=8, stride=8)],
+}
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, 8.0, True, "8", None])
+@pytest.mark.parametrize(("name", "call"), [(name, call) for name, calls in SIZES.items() for call in calls])
+def test_what_is_no_size(name, call, size):
+    with pytest.raises(I2IError, match=rf"^{name}: expected a whole number from 1, got {size!r}$"):
+        call(size)
+
+
+def test_sizes_of_numpy_are_sizes():
+    eight, sixteen = np.int64(8), np.uint16(16)
+    parts = patches.split(IMAGE + 1, patch=eight, stride=eight)
+    assert torch.equal(
+        patches.merge(parts, height=sixteen, width=sixteen, stride=eight, feather=np.int64(0)), IMAGE + 1
+    )
+    assert patches.fit(IMAGE, patch=np.int64(12)).shape[-2:] == (12, 12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -154,7 +280,23 @@ def test_fit_does_not_overshoot_a_matte():
         ),
         (lambda: patches.merge(torch.zeros(4, 1, 8, 8), height=16, width=16, stride=9), "stride"),
         (lambda: patches.merge(torch.zeros(4, 1, 8, 8), height=16, width=16, stride=8, feather=1), "overlap of 0"),
-        (lambda: patches.merge(torch.zeros(9, 1, 8, 8), height=16, width=16, stride=4, feather=-1), "feather"),
+        (
+            lambda: patches.merge(torch.zeros(9, 1, 8, 8), height=16, width=16, stride=4, feather=-1),
+            "feather: .* from 0",
+        ),
+        (lambda: patches.merge(torch.zeros(9, 1, 8, 8), height=16, width=16, stride=4, feather=0.5), "feather: .* 0.5"),
+        (
+            lambda: patches.merge(
+                [torch.zeros(1, 1, 8, 8), torch.zeros(3, 1, 8, 8).half()], height=16, width=16, stride=8
+            ),
+            r"all \(1, 8, 8\) torch.float32 on cpu, got \(3, 1, 8, 8\) torch.float16 on cpu",
+        ),
+        (
+            lambda: patches.merge(
+                [torch.zeros(1, 1, 8, 8), torch.zeros(3, 1, 8, 8, device="meta")], height=16, width=16, stride=8
+            ),
+            "torch.float32 on meta",
+        ),
     ],
 )
 def test_errors(call, message):
