@@ -11,7 +11,7 @@ from pathlib import PurePath
 _NUMBER = re.compile(r"((?:(?:^|(?<=[._]))-)?[0-9]+)")
 
 
-def natural(name: str) -> tuple:
+def natural(name: str) -> tuple[list, str]:
     """Sort key that plays frame 9 before frame 10, and frame -2 before frame -1.
 
     Example:
@@ -21,7 +21,7 @@ def natural(name: str) -> tuple:
     parts = _NUMBER.split(name)
     parts[1::2] = map(int, parts[1::2])
     parts[::2] = map(str.casefold, parts[::2])
-    return (*parts, name)
+    return parts, name
 
 
 def number(stem: str) -> int | None:

@@ -94,6 +94,7 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
     try:
         kind = file.format_name()
         parts = _parts(file, path)
+        pages, parts = len(parts), parts if kind == "openexr" else parts[:1]
         found = layers((spec.getattribute("oiio:subimagename") or "", spec.channelnames) for spec in parts)
         choice = choose(str(path), found, wanted=layer, any_grey=kind != "openexr")
         spec = parts[choice.part]
@@ -102,7 +103,7 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
         # pixels in the type of the file: OpenImageIO's own conversion to float is off by one unit in the last place
         native = oiio.FLOAT if str(spec.format) == "half" else oiio.UNKNOWN
         pixels = file.read_image(choice.part, 0, first, max(wanted) + 1, native)
-        problem = file.geterror().strip()
+        problem = _error(file)
     finally:
         file.close()
     if pixels is None or problem:  # JPEG gives half a picture and an error
@@ -117,11 +118,11 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
     if kind == "openexr":
         pixels, origin = _in_display_window(pixels, spec), (spec.full_x, spec.full_y)
     orientation = spec.get_int_attribute("Orientation", 1)
-    data = torch.from_numpy(np.ascontiguousarray(upright(pixels, orientation).transpose(2, 0, 1)))[None]
+    data = torch.from_numpy(upright(pixels, orientation).transpose(2, 0, 1).copy())[None]
     rgb, alpha = data[:, : len(choice.rgb)], None if choice.alpha is None else data[:, -1:]
     rgb, state, notes = _colour(rgb, kind, spec)
     notes = (*choice.notes, *notes)
-    if len(parts) > 1 and kind != "openexr":
+    if pages > len(parts):
         notes = (*notes, "only its first page is read")
     return Frame(
         rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1), alpha, path.stem, str(path), state, origin, notes
@@ -136,9 +137,17 @@ def _open(path: Path):
     wanted.attribute("oiio:UnassociatedAlpha", 1)  # give colour as stored: do not multiply by alpha
     file = oiio.ImageInput.open(str(path), wanted)
     if file is None:
-        reason = oiio.geterror().strip().splitlines() or ["an unknown format"]
-        raise FrameError(str(path), expected="an image that can be decoded", got=reason[-1])
+        got = _error(oiio) or "an unknown format"
+        raise FrameError(str(path), expected="an image that can be decoded", got=got.splitlines()[-1])
     return file
+
+
+def _error(of) -> str:
+    """The last error of OpenImageIO or of a file, which may quote bytes of the file."""
+    try:
+        return of.geterror().strip()
+    except UnicodeDecodeError:
+        return "damaged text"
 
 
 def _parts(file, path: Path) -> list:
@@ -146,7 +155,7 @@ def _parts(file, path: Path) -> list:
     parts = []
     while file.seek_subimage(len(parts), 0):
         parts.append(file.spec())
-    file.geterror()  # that there is no further part is no error
+    _error(file)  # that there is no further part is no error
     file.seek_subimage(0, 0)
     for spec in parts:
         if spec.deep:
@@ -269,4 +278,4 @@ def write_image(
     with atomic_path(path) as temporary:
         file = oiio.ImageOutput.create(str(temporary))
         if file is None or not file.open(str(temporary), spec) or not file.write_image(array) or not file.close():
-            raise FrameError(str(path), expected="a writable image", got=(file or oiio).geterror())
+            raise FrameError(str(path), expected="a writable image", got=_error(file or oiio))

@@ -74,6 +74,9 @@ def scan(path: str | os.PathLike) -> Index:
         unit, fps = stream.time_base, float(stream.average_rate or 0)
         packets, problem = _packets(file, stream)
         missing = _missing(stream, packets)
+    if missing:
+        safe = _without_holes(packets)
+        missing, packets = missing + len(packets) - len(safe), safe
     first = next(_decoded(path), None)
     if first is None:
         raise FrameError(str(path), expected="a video", got=problem or "no frame")
@@ -83,7 +86,7 @@ def scan(path: str | os.PathLike) -> Index:
     if not unequal or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
         lost: list[str] = []
         decoded = [frame.pts for frame in _decoded(path, lost=lost)]
-        if not (unequal and lost):  # where packets were lost, they alone tell how many
+        if not (unequal and (lost or missing)):  # of what was lost the packets alone tell
             stamps, keys = decoded, []
             unequal = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
     places = {stamp: place for place, stamp in enumerate(stamps)}
@@ -116,17 +119,19 @@ def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterat
         if key > last + 1:
             ahead, frames = None, _placed(path, index, key)
         while ahead is None or ahead[0] < place:
-            ahead = next(frames, (math.inf, None))
+            ahead = next(frames, (math.inf, None, False))
         last, name = place, f"frame_{place + 1:06d}"
-        if ahead[0] == place and not ahead[1].is_corrupt:
-            yield place, _picture(ahead[1], path, name)
+        at, frame, sound = ahead
+        if at == place and sound:
+            yield place, _picture(frame, path, name)
         else:
-            got = "the stream ended early" if ahead[1] is None else "damaged data"
+            got = "the stream ended early" if frame is None else "damaged data"
             yield place, FrameError(f"{path}, {name}", expected="a frame", got=got, remedy="Copy the video again.")
 
 
 class _Packet(NamedTuple):
     stamp: int | None
+    dts: int | None
     end: int | None  # stamp and duration
     key: bool
     shown: bool  # not cut off by an edit list, and not empty
@@ -138,8 +143,8 @@ def _opened(path: Path):
     import av
 
     try:
-        file = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
+        file = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "an unknown format"
         raise FrameError(str(path), expected="a video that FFmpeg can read", got=reason) from None
     with file:
@@ -158,14 +163,14 @@ def _packets(file, stream) -> tuple[list[_Packet], str]:
         for p in file.demux(stream):
             if p.size or p.dts is not None:  # the last, empty packet only flushes the decoder
                 end = None if p.pts is None else p.pts + (p.duration or 0)
-                packets.append(_Packet(p.pts, end, p.is_keyframe, p.size > 0 and not p.is_discard))
+                packets.append(_Packet(p.pts, p.dts, end, p.is_keyframe, p.size > 0 and not p.is_discard))
     except av.FFmpegError as error:
         problem = str(error)
     return packets, problem
 
 
 def _missing(stream, packets: list[_Packet]) -> int:
-    """How many frames the container promises beyond those that it holds: by count, or by duration as in Matroska."""
+    """How many packets the container promises beyond those it holds: by count, or by duration as in Matroska."""
     if stream.frames:
         return max(stream.frames - len(packets), 0)
     told = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
@@ -173,8 +178,15 @@ def _missing(stream, packets: list[_Packet]) -> int:
     if not told or not ends or not stream.average_rate:
         return 0
     hours, minutes, seconds = map(float, told.groups())
-    gap = 3600 * hours + 60 * minutes + seconds - float(max(ends) * stream.time_base)
-    return max(round(gap * float(stream.average_rate)), 0)
+    whole, rate = 3600 * hours + 60 * minutes + seconds, float(stream.average_rate)
+    cut = (whole - float(max(ends) * stream.time_base)) * rate > 0.5
+    return max(round(whole * rate) - len(packets), 0) if cut else 0
+
+
+def _without_holes(packets: list[_Packet]) -> list[_Packet]:
+    """Packets of a stream that was cut off, less those that should be shown behind others that are lost."""
+    last = max((packet.dts for packet in packets if packet.dts is not None), default=None)
+    return [p for p in packets if last is None or p.stamp is None or p.stamp <= last]
 
 
 def _decoded(path: Path, *, start: int | None = None, lost: list[str] | None = None) -> Iterator:
@@ -214,15 +226,31 @@ def _ends_as_told(path: Path, stamps: list[int], keys: list[int]) -> bool:
     return not lost and found == [stamp for stamp in stamps if stamp >= keys[-1]]
 
 
-def _placed(path: Path, index: Index, key: int) -> Iterator[tuple[int, object]]:
-    """(place, decoded frame) from a key frame on; from the beginning if the container leads elsewhere."""
+def _judged(path: Path, start: int | None = None) -> Iterator[tuple[object, bool]]:
+    """Frames, and whether each is sound: not damaged, nor made from one that is, up to the next key frame."""
+    lost: list[str] = []
+    known, doubt = 0, False
+    between = []  # B frames wait for the frame behind them, from which they are made too
+    for frame in _decoded(path, start=start, lost=lost):
+        doubt = ((doubt or len(lost) > known) and not frame.key_frame) or frame.is_corrupt
+        known = len(lost)
+        between.append((frame, doubt))
+        if frame.pict_type != 3:  # B
+            yield from ((f, not (d or doubt)) for f, d in between)
+            between = []
+    yield from ((f, not d) for f, d in between)
+
+
+def _placed(path: Path, index: Index, key: int) -> Iterator[tuple[int, object, bool]]:
+    """Place, decoded frame, and whether it is sound, from a key frame on; from the start if the container misleads."""
     if index.stamps is None:
-        yield from enumerate(_decoded(path))
+        yield from ((place, *judged) for place, judged in enumerate(_judged(path)))
         return
     places = {stamp: place for place, stamp in enumerate(index.stamps)}
-    frames = ((places[f.pts], f) for f in _decoded(path, start=index.stamps[key] if key else None) if f.pts in places)
+    judged = _judged(path, index.stamps[key] if key else None)
+    frames = ((places[frame.pts], frame, sound) for frame, sound in judged if frame.pts in places)
     first = next(frames, None)
-    if key and (first is None or first[0] > key or first[1].is_corrupt):
+    if key and (first is None or first[0] > key or not first[2]):
         yield from _placed(path, index, 0)
     elif first is not None:
         yield first
@@ -231,21 +259,66 @@ def _placed(path: Path, index: Index, key: int) -> Iterator[tuple[int, object]]:
 
 def _picture(frame, path: Path, name: str) -> Frame | FrameError:
     import av
-    from av.video.reformatter import Interpolation
 
-    # without these two flags the result is about one 8-bit code too dark
-    exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-    transparent = any(component.is_alpha for component in frame.format.components)
     try:
-        wide = frame.reformat(format="rgba64le" if transparent else "rgb48le", interpolation=exact)
+        pixels = _pixels(frame)
     except (av.FFmpegError, ValueError) as error:
-        return FrameError(
-            f"{path}, {name}", expected=f"colours that can be read from {frame.format.name}", got=str(error)
-        )
-    pixels = upright(wide.to_ndarray(), _orientation(frame)).transpose(2, 0, 1)
-    data = torch.from_numpy(np.ascontiguousarray(pixels).astype(np.float32) / np.float32(65535))[None]
-    alpha = data[:, 3:] if transparent else None
+        got = f"{frame.format.name}: {error}"
+        return FrameError(f"{path}, {name}", expected="a pixel format that becomes RGB", got=got)
+    data = torch.from_numpy(upright(pixels, _orientation(frame)).transpose(2, 0, 1).copy())[None]
+    alpha = data[:, 3:] if data.shape[1] == 4 else None
     return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", notes=_notes(frame))
+
+
+def _pixels(frame) -> np.ndarray:
+    """(H, W, 3 or 4) float32 in [0, 1]; the last channel is alpha.
+
+    Planes of grey, RGB and alpha are divided by their largest number: FFmpeg only shifts them to 16 bits, which makes
+    white a little grey. All others it converts.
+    """
+    components = {component.index: component for component in frame.format.components}
+    alpha = next((i for i, component in components.items() if component.is_alpha), None)
+    colours = [i for i in components if i != alpha]
+    planar = len({component.plane for component in components.values()}) == len(components)
+    plain = planar and all(component.bits <= 16 for component in components.values())
+    full = frame.format.is_rgb or (len(colours) == 1 and frame.color_range != 1)  # 1: codes of a limited range
+    if plain and full:
+        parts = [_plane(frame, components[i]) for i in colours]
+        rgb = parts * 3 if len(parts) == 1 else parts
+    else:
+        wide = _converted(frame, "rgb48le" if alpha is None or plain else "rgba64le") / np.float32(65535)
+        rgb = list(np.moveaxis(wide, 2, 0))
+    if alpha is not None and plain:
+        rgb.append(_plane(frame, components[alpha]))
+    return np.stack(rgb, 2)
+
+
+def _plane(frame, component) -> np.ndarray:
+    plane = frame.planes[component.plane]
+    order = ">" if frame.format.is_big_endian else "<"
+    kind = np.dtype(np.uint8 if component.bits <= 8 else f"{order}u2")
+    rows = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
+    return rows.astype(np.float32) / np.float32(2**component.bits - 1)
+
+
+def _converted(frame, layout: str) -> np.ndarray:
+    """A frame in another pixel format, converted as the ffmpeg program does, in full precision."""
+    import av
+
+    graph = av.filter.Graph()
+    about = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
+    about += f":colorspace={frame.colorspace}:range={frame.color_range}"
+    chain = [  # without the flags the result is about one 8-bit code too dark
+        graph.add("buffer", about),
+        graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_int"),
+        graph.add("format", layout),
+        graph.add("buffersink"),
+    ]
+    for one, other in itertools.pairwise(chain):
+        one.link_to(other)
+    graph.configure()
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 def _orientation(frame) -> int:
@@ -315,7 +388,9 @@ def write_video(
                         raise I2IError("times", expected="one for each frame", got=f"fewer, {place}")
                     file.mux(stream.encode(_encodable(pixels, first, tick, unit)))
                 file.mux(stream.encode(None))
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:
+            if isinstance(error, I2IError):
+                raise
             raise FrameError(str(path), expected="a container for H.264", got=str(error)) from None
         if times is not None and next(ticks, None) is not None:
             raise I2IError("times", expected="one for each frame", got=f"{len(times)} for {place + 1} frames")
