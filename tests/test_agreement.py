@@ -72,6 +72,10 @@ FUNCTIONS = {
 }
 
 
+USUAL = ["skip", "join", "in place", "written twice", "detached", "cast", "without gradients", "with gradients"]
+USUAL += ["inference", "scaled weight", "clamped"]  # what can be quantised where the sizes fit
+
+
 class Through(nn.Module):
     """A part of the network, and something that a forward does with it."""
 
@@ -130,13 +134,27 @@ def resizes(draw):
 
 @st.composite
 def usual(draw):
-    """Convolution, norm, activation."""
-    norm = draw(st.sampled_from([nn.Identity, lambda: nn.BatchNorm2d(CHANNELS)]))
-    return nn.Sequential(draw(convolutions()), norm(), draw(st.sampled_from(ACTIVATIONS[:8]))())
+    """Convolution, norm, activation: of a kind that can be quantised, and keeps the size."""
+    kernel, groups = draw(st.sampled_from([1, 2, 3, (2, 3), 4])), draw(st.sampled_from([1, 1, 2, CHANNELS]))
+    dilation, bias = draw(st.sampled_from([1, 1, 2])), draw(st.booleans())
+    conv = nn.Conv2d(CHANNELS, CHANNELS, kernel, padding="same", dilation=dilation, groups=groups, bias=bias)
+    norm = draw(st.sampled_from([nn.Identity, nn.Dropout, lambda: nn.BatchNorm2d(CHANNELS)]))
+    act = draw(st.sampled_from([nn.Identity, nn.Tanh, nn.Sigmoid, *ACTIVATIONS[:4], *ACTIVATIONS[7:9]]))
+    return nn.Sequential(draw(st.sampled_from(NORMS))(conv), norm(), act())
+
+
+@st.composite
+def moves(draw):
+    """What changes the size: two layers, one down and one up."""
+    down = draw(st.sampled_from([nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Conv2d(CHANNELS, CHANNELS, 4, 2, 1)]))
+    up = draw(st.sampled_from([nn.ConvTranspose2d(CHANNELS, CHANNELS, 4, 2, 1), nn.Upsample(scale_factor=2)]))
+    shuffle = nn.Sequential(nn.Conv2d(CHANNELS, 4 * CHANNELS, 1), nn.ReLU6(), nn.PixelShuffle(2))
+    up = draw(st.sampled_from([up, nn.Upsample(scale_factor=2, mode="bilinear"), shuffle]))
+    return nn.Sequential(down, up)
 
 
 LAYERS = st.one_of(
-    usual(), usual(), convolutions(), transposed(), pools(), resizes(),
+    usual(), moves(), convolutions(), transposed(), pools(), resizes(),
     *(st.sampled_from(kinds).map(lambda make: make()) for kinds in (ACTIVATIONS, IDLE, OTHERS)),
 )  # fmt: skip
 
@@ -144,10 +162,10 @@ LAYERS = st.one_of(
 @st.composite
 def networks(draw):
     torch.manual_seed(draw(st.integers(0, 2**16)))
-    layers = []
+    layers, bold = [], draw(st.booleans())
     for _ in range(draw(st.integers(1, 4))):
-        layer = draw(LAYERS)
-        name = draw(st.sampled_from([None, None, *FUNCTIONS]))
+        layer = draw(LAYERS if bold else st.one_of(usual(), moves()))
+        name = draw(st.sampled_from([None, None, *FUNCTIONS] if bold else [None, *USUAL]))
         layers.append(layer if name is None else Through(name, layer))
     net = nn.Sequential(*layers)
     if draw(st.booleans()):  # trained a step: weights that an operator has computed, running statistics

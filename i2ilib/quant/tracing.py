@@ -128,7 +128,7 @@ def export(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
         if node.op == "call_function":
             _plain(graph, node)
     _compute_constants(graph)
-    graph.graph.eliminate_dead_code()
+    graph.graph.eliminate_dead_code(lambda node: node.op != "call_function")  # parameters stay, read or not
     _refuse_ends(graph)
     return graph
 
