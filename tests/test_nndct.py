@@ -126,6 +126,28 @@ def test_a_missing_xir_costs_the_xmodel_alone(amd, conv, tmp_path, monkeypatch):
     assert config["include_cle"] and config["include_bias_corr"]
 
 
+def test_an_empty_folder_may_be_there_as_on_windows(conv, tmp_path, monkeypatch):
+    """There no rename replaces a folder, not even an empty one."""
+    folder, replace = tmp_path / "job", os.replace
+
+    def strict(source, target):
+        if os.path.isdir(target):
+            raise PermissionError(target)
+        replace(source, target)
+
+    folder.mkdir()
+    monkeypatch.setattr(os, "replace", strict)
+    assert (nndct.prepare(conv, [X], X[:1], folder=folder) / "job.json").exists()
+
+
+def test_a_command_may_be_a_path_of_windows(monkeypatch):
+    monkeypatch.setenv(nndct.PYTHON, r'"C:\AMD tools\python.exe" -u')
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert nndct._command() == [r"C:\AMD tools\python.exe", "-u"]
+    monkeypatch.setenv(nndct.PYTHON, "docker exec 'my container")
+    assert not nndct.status() and "names no Python that answers: No closing quotation" in nndct.status().reason
+
+
 # --- the script for the container ------------------------------------------------------------------
 
 
