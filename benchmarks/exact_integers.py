@@ -13,26 +13,14 @@ import json
 
 import torch
 from _common import arguments, quantised_generator
-from torch import nn
 
 from i2ilib import start
 from i2ilib.deploy import bench, verify
+from i2ilib.deploy.exact import ExactRunner
 from i2ilib.deploy.pytorch import PytorchRunner
 from i2ilib.models.analysis import count_parameters
-from i2ilib.quant import Quantised
 
 LIMIT = 3  # times the time of eager
-
-
-class Exact(nn.Module):
-    """The integer executor as a module, so that a runner takes it."""
-
-    def __init__(self, quantised: Quantised):
-        super().__init__()
-        self.quantised = quantised
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.quantised.integer(x)
 
 
 def main() -> None:
@@ -43,7 +31,7 @@ def main() -> None:
 
     batch = torch.rand(options.batch, 3, 256, 256) * 2 - 1
     model, quantised = quantised_generator(options.width, batch)
-    with PytorchRunner(Exact(quantised)) as exact, PytorchRunner(model) as eager:
+    with ExactRunner(quantised) as exact, PytorchRunner(model) as eager:
         error = verify(exact, quantised.fake(batch), batch)
         if error:
             raise SystemExit(f"exact integers and fake quantisation differ by up to {error:g}: not the same network")

@@ -169,8 +169,8 @@ def test_gradients_off_make_no_difference(name, outside):
 # --- padding by a word, operators in place, ReLU6, means -------------------------------------------------
 
 
-@pytest.mark.parametrize("kernel", [1, 3, 5, (1, 3)])
-@pytest.mark.parametrize("dilation", [1, 2, (1, 2)])
+@pytest.mark.parametrize("kernel", [3, 5, (1, 3)])
+@pytest.mark.parametrize("dilation", [1, (1, 2)])
 @pytest.mark.parametrize("word", ["same", "valid"])
 def test_padding_by_a_word_is_that_by_numbers(kernel, dilation, word):
     torch.manual_seed(0)

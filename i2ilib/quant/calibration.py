@@ -42,7 +42,10 @@ def read(data: Batches, what: str = "calibration_batches") -> Iterator[torch.Ten
         raise I2IError(what, expected="batches (N, C, H, W)", got=type(data).__name__, remedy=remedy)
     shape = None
     for index, entry in enumerate(data):
-        batch = _batch(entry, f"{what}, batch {index}")
+        batch = one(entry, f"{what}, batch {index}")
+        if not torch.isfinite(batch).all():
+            where, remedy = f"{what}, batch {index}", "Leave such frames out."
+            raise I2IError(where, expected="finite values", got="NaN or infinity", remedy=remedy)
         shape = shape or batch.shape[1:]
         if batch.shape[1:] != shape:
             got = f"{tuple(shape)} and, in batch {index}, {tuple(batch.shape[1:])}"
@@ -53,23 +56,20 @@ def read(data: Batches, what: str = "calibration_batches") -> Iterator[torch.Ten
 
 
 def one(example: object, what: str = "example") -> torch.Tensor:
-    """A single batch, checked as :func:`read` does it."""
-    return _batch(example, what)
-
-
-def _batch(entry: object, what: str) -> torch.Tensor:
-    value = _image(entry, what)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        value = torch.from_numpy(value.copy())
-    if not isinstance(value, torch.Tensor) or value.ndim not in (3, 4) or not value.numel() or value.is_meta:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+    """A single batch, as :func:`read` takes it, whose values do not matter."""
+    value = _image(example, what)
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        value = torch.from_numpy(value.astype(np.float32))
+    shape = value.shape if isinstance(value, torch.Tensor | np.ndarray) else None
+    if shape is None or len(shape) not in (3, 4) or 0 in shape:
+        got = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
         raise I2IError(what, expected=_WANTED, got=got, remedy="Pass the images alone, for example as tensors.")
-    if not value.is_floating_point():
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         remedy = "Convert as for the network's own input, for example batch.float() / 255."
         raise I2IError(what, expected=f"{_WANTED}, as the network sees it", got=value.dtype, remedy=remedy)
+    if value.is_meta or value.layout != torch.strided:
+        raise I2IError(what, expected="a dense tensor with values", got=f"{value.layout} on {value.device}")
     value = value.detach().to("cpu", torch.float32)
-    if not torch.isfinite(value).all():
-        raise I2IError(what, expected="finite values", got="NaN or infinity", remedy="Leave such frames out.")
     return value if value.ndim == 4 else value[None]
 
 
