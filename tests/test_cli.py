@@ -13,6 +13,7 @@ import torch
 from conftest import shared
 from PIL import Image
 from test_frames import write_video
+from test_pictures import exr, flat
 
 from i2ilib import cli, models
 from i2ilib.deploy import EXACT, fastest_exact, status
@@ -299,6 +300,57 @@ def test_results_of_another_job(matte, picture, tmp_path):
 @pytest.mark.parametrize("option", ["--stride=0", "--stride=257", "--feather=1", "--batch=0"])
 def test_numbers_that_cannot_be(matte, picture, option):
     assert_refused(matte(picture, option), option[2:].split("=")[0])
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Opening a network fails the test."""
+    monkeypatch.setattr("i2ilib.deploy.open_runner", lambda *_, **__: pytest.fail("a network was opened"))
+
+
+@pytest.mark.parametrize("option", ["--batch=0", "--stride=0", "--stride=257", "--feather=1", "--layer=beauty"])
+def test_a_refused_job_opens_no_network(matte, picture, tmp_path, no_network, option):
+    frames = picture
+    if "layer" in option:
+        frames = tmp_path / "v.mp4"
+        write_video(frames, [np.zeros((16, 16, 3), np.uint8)] * 2)
+    assert_refused(matte(frames, option), option[2:].split("=")[0])
+
+
+def test_a_finished_job_opens_no_network(matte, picture, monkeypatch, request):
+    assert matte(picture)[0] == 0
+    request.getfixturevalue("no_network")
+    code, out, _ = matte(picture)
+    assert code == 0 and json.loads(out)["kept"] == ["p"]
+    assert_refused(matte(picture, "--matte-transfer=srgb"), "out", "another job")
+
+
+def test_layers(matte, tmp_path):
+    channels = [f"{layer}.{c}" for layer in ("diffuse", "specular") for c in "RGB"]
+    exr(tmp_path / "l.exr", channels, flat(*[0.1] * 3, *[0.9] * 3))
+    code, out, err = matte(tmp_path / "l.exr")
+    assert code == 1 and "diffuse: R G B; specular: R G B" in err[0] and "--layer" in err[0]
+    assert json.loads(out)["failed"].keys() == {"l"}
+    assert matte(tmp_path / "l.exr", "--layer=specular", out=tmp_path / "s")[0] == 0
+    assert_refused(matte(tmp_path / "l.exr", "--layer=diffuse", out=tmp_path / "s"), tmp_path / "s", "another job")
+
+
+def test_what_was_done_unasked_is_told(call, weights, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_image(folder / "a.png", torch.rand(1, 4, 20, 20))
+    (folder / "notes.txt").write_text("x")
+    command = ["matte", folder, tmp_path / "out", "--model", weights, "--backend", "torch"]
+    code, out, _ = call(*command)
+    assert code == 0 and "note: its alpha channel is not used" in out and out.splitlines()[-2].endswith(": a")
+    assert out.splitlines()[-1] == "passed over, as no pictures: notes.txt"
+    assert json.loads(call(*command, "--overwrite", "--json")[1])["passed_over"] == ["notes.txt"]
+
+
+def test_content_is_compared_on_request(matte, picture):
+    assert matte(picture, "--by-content")[0] == 0
+    picture.touch()
+    assert json.loads(matte(picture, "--by-content")[1])["kept"] == ["p"]
 
 
 @pytest.mark.parametrize("argv", [[], ["matte"], ["matte", "a", "b", "--model", "m", "--backend", "tpu"], ["paint"]])

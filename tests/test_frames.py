@@ -159,3 +159,45 @@ def test_clips_that_are_none(tmp_path):
     for name in ("bad.mp4", "empty", "x.docx", "absent"):
         with pytest.raises(FrameError, match=name):
             open_clip(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["what?x=1", "a#b", "a%04d", "take:1", "-x", "q'q", "ü ñ 年", "a\nb", "a;b&c", "[1]", "x" * 200, " lead", "*"],
+)
+def test_odd_names_are_names(tmp_path, name):
+    for suffix in (".png", ".exr", ".tif"):
+        write_image(tmp_path / f"{name}{suffix}", torch.full((1, 3, 4, 4), 0.5))
+        assert read_image(tmp_path / f"{name}{suffix}").rgb.mean() == pytest.approx(0.5, abs=1e-4)
+    write_video(tmp_path / f"{name}.mp4", [np.full((16, 16, 3), 128, np.uint8)] * 2)
+    assert len(list(open_clip(tmp_path / f"{name}.mp4").read())) == 2
+    assert len(list(open_clip(tmp_path).read())) == 3
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    path = tmp_path / "\udcff.png"
+    try:
+        path.write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    ((_, problem),) = open_clip(tmp_path).read()
+    assert isinstance(problem, FrameError) and "a name in UTF-8" in str(problem) and str(problem).isascii()
+
+
+def test_a_link_to_nothing_is_a_frame_that_failed(tmp_path):
+    write_image(tmp_path / "f1.png", torch.zeros(1, 3, 4, 4))
+    (tmp_path / "f2.png").symlink_to(tmp_path / "gone.png")
+    found = dict(open_clip(tmp_path).read())
+    assert list(found) == ["f1", "f2"] and "a link to nothing" in str(found["f2"])
+    with pytest.raises(FrameError, match="a link to nothing"):
+        open_clip(tmp_path / "f2.png")
+
+
+def test_what_is_passed_over_is_told(tmp_path):
+    write_image(tmp_path / "f1.png", torch.zeros(1, 3, 4, 4))
+    for name in ("notes.txt", "grade.dpx", ".hidden.png", "shot.mov"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    clip = open_clip(tmp_path)
+    assert clip.names == ("f1",) and clip.passed_over == ("grade.dpx", "notes.txt", "shot.mov")
+    assert clip.source("f1") == tmp_path / "f1.png"

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_video import X264, levels
 
 from i2ilib.datasets import videomatte
 from i2ilib.datasets.synthetic import ACTORS, background, render_frame, write_clip, write_video
 from i2ilib.datasets.videomatte import Clip, PatchDataset, clips, composite, matting_frame, paper_split
 from i2ilib.errors import FrameError, I2IError
+from i2ilib.frames import write_image
 from i2ilib.patches import Grid, nearest_multiple
 
 
@@ -74,6 +76,85 @@ def test_jpeg_frames_without_a_background(root, copy):
     assert torch.equal(source, clip.frame(0)[0])
 
 
+def put(folder, names, codes, mode="RGB", size=(24, 16)):
+    folder.mkdir(parents=True)
+    for name, code in zip(names, codes, strict=True):
+        Image.new(mode, size, (code,) * 3 if mode == "RGB" else code).save(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("fgr", "pha"),
+    [
+        ("{:04d}.png", "{}.png"),  # 0010 beside 10, which sort differently
+        ("walk_fgr.{:03d}.jpg", "walk_pha.{:03d}.png"),
+        ("{}.tif", "{}.png"),
+        ("s.-{:02d}.png", "-{}.png"),
+        ("take2_{}.png", "take2_{}.png"),
+    ],
+)
+def test_frames_are_paired_by_number(tmp_path, fgr, pha):
+    frames = range(1, 13)
+    put(tmp_path / "train/fgr/c", [fgr.format(i) for i in frames], [10 * i for i in frames])
+    put(tmp_path / "train/pha/c", [pha.format(i) for i in frames], [20 * i for i in frames], mode="L")
+    (clip,) = clips(tmp_path)
+    found = [[round(float(part.mean()) * 255) for part in clip.frame(i)] for i in range(12)]
+    numbers = reversed(frames) if "-" in pha else frames
+    assert found == [[pytest.approx(10 * i, abs=1), 20 * i] for i in numbers]
+
+
+@pytest.mark.parametrize(
+    ("fgr", "pha", "odd"),
+    [
+        (["1.png", "2.png"], ["1.png", "3.png"], "2.png.*3.png"),
+        (["a.png", "b.png"], ["a.png", "c.png"], "b.png.*c.png"),
+        (["1.png", "01.png"], ["1.png", "2.png"], "01.png.*2.png"),
+        (["1.png", "1.jpg"], ["1.png", "2.png"], "no partner for"),
+    ],
+)
+def test_frames_that_do_not_pair_are_refused_by_name(tmp_path, fgr, pha, odd):
+    put(tmp_path / "train/fgr/c", fgr, [1] * len(fgr))
+    put(tmp_path / "train/pha/c", pha, [1] * len(pha), mode="L")
+    with pytest.raises(I2IError, match=rf"(?s){odd}.*Number both alike"):
+        clips(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".exr"])
+def test_mattes_of_16_bits_keep_their_values(tmp_path, suffix):
+    put(tmp_path / "train/fgr/c", ["1.png"], [100], size=(8, 8))
+    (tmp_path / "train/pha/c").mkdir(parents=True)
+    alpha = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+    write_image(tmp_path / f"train/pha/c/1{suffix}", alpha)
+    (clip,) = clips(tmp_path)
+    torch.testing.assert_close(clip.frame(0)[1], alpha[0], atol=3e-4 if suffix == ".exr" else 1e-5, rtol=0)
+    assert float(PatchDataset(clip, patch=8, stride=8, mode="foreground")[0][1].mean()) == pytest.approx(0.5, abs=2e-3)
+
+
+def test_linear_foregrounds_are_encoded(tmp_path):
+    (tmp_path / "train/fgr/c").mkdir(parents=True)
+    write_image(tmp_path / "train/fgr/c/1.exr", torch.full((1, 3, 4, 4), 0.18))
+    put(tmp_path / "train/pha/c", ["1.png"], [255], mode="L", size=(4, 4))
+    assert clips(tmp_path)[0].frame(0)[0].mean() == pytest.approx(0.461356, abs=2e-4)  # IEC 61966-2-1
+
+
+def test_a_colour_picture_is_no_alpha(tmp_path):
+    put(tmp_path / "train/fgr/c", ["1.png"], [100])
+    (tmp_path / "train/pha/c").mkdir(parents=True)
+    Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "train/pha/c/1.png")
+    with pytest.raises(FrameError, match=r"1\.png: expected a grey picture as alpha"):
+        clips(tmp_path)[0].frame(0)
+
+
+def test_videos_of_any_timing_pair_frame_by_frame(tmp_path):
+    for kind in ("fgr", "pha"):
+        (tmp_path / "train" / kind).mkdir(parents=True)
+        levels(tmp_path / f"train/{kind}/c.mkv", *X264, times=r"if(lt(N\,5)\,N\,N+20)/25")
+    (clip,) = clips(tmp_path)
+    assert len(clip) == 12
+    for i in (0, 1, 7, 11, 4, 5):
+        fgr, pha = clip.frame(i)
+        assert round(float(fgr.mean()) * 219 / 18) == i and round(float(pha.mean()) * 219 / 18) == i
+
+
 # --- errors, each with its way out ---------------------------------------------------------------------------
 
 
@@ -97,6 +178,20 @@ def test_no_clip(copy):
     for kind in ("fgr", "pha"):
         shutil.rmtree(copy / "train" / kind / "0001")
     with pytest.raises(I2IError, match="got no clip"):
+        clips(copy)
+
+
+def test_one_name_for_two_clips(copy):
+    (copy / "train/fgr/0001.mp4").write_bytes(b"")
+    with pytest.raises(I2IError, match=r"0001\.mp4: expected one clip of a name, got 0001 too"):
+        clips(copy)
+
+
+@pytest.mark.parametrize("kind", ["fgr", "pha"])
+def test_frames_do_not_pair_with_a_video(copy, kind):
+    shutil.rmtree(copy / "train" / kind / "0001")
+    (copy / "train" / kind / "0001.mp4").write_bytes(b"")
+    with pytest.raises(I2IError, match="expected frames or a video, as"):
         clips(copy)
 
 

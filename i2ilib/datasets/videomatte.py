@@ -16,7 +16,7 @@ import bisect
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -179,24 +179,23 @@ def _clip(folder: Path, name: str, fgr: Path, pha: Path) -> Clip:
 
 def _paired(fgr: list[Path], pha: list[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
     """Files of the same frames in playing order: of the same names, or else of the same frame numbers."""
+    keys: tuple[Callable[[Path], object], ...] = (lambda p: p.stem, lambda p: frame_names.number(p.stem))
     odd: list[str] = []
-    for key in (lambda path: path.stem, lambda path: frame_names.number(path.stem)):
-        ours, theirs = _keyed(fgr, key), _keyed(pha, key)
-        if len(ours) == len(fgr) and len(theirs) == len(pha) and ours.keys() == theirs.keys():
+    for key in keys:
+        ours, theirs = ({key(path): path for path in files} for files in (fgr, pha))
+        telling = len(ours) == len(fgr) and len(theirs) == len(pha) and None not in ours.keys() | theirs.keys()
+        if telling and ours.keys() == theirs.keys():
             order = sorted(ours, key=lambda frame: frame_names.natural(ours[frame].name))
             return tuple(ours[frame] for frame in order), tuple(theirs[frame] for frame in order)
-        alone = ours.keys() ^ theirs.keys()
-        odd = sorted(str(p) for p in (*fgr, *pha) if key(p) in alone) or sorted(map(str, (*fgr, *pha)))
+        if telling or not odd:
+            alone = ours.keys() ^ theirs.keys()
+            odd = [str(path) for path in (*fgr, *pha) if key(path) in alone]
     raise I2IError(
         str(fgr[0].parent),
         expected=f"a frame for each alpha in {pha[0].parent}, of the same name or number",
-        got=f"no partner for {', '.join(odd[:2])}" + (f" and {len(odd) - 2} more" if len(odd) > 2 else ""),
+        got="no partner for " + (", ".join(odd[:4]) or "two files of one name"),
         remedy="Number both alike.",
     )
-
-
-def _keyed(files: Iterable[Path], key: Callable[[Path], object]) -> dict:
-    return {key(path): path for path in files}
 
 
 def _is_image(path: Path) -> bool:

@@ -135,11 +135,20 @@ def _open(path: Path):
     oiio.attribute("log_times", 0)
     wanted = oiio.ImageSpec()
     wanted.attribute("oiio:UnassociatedAlpha", 1)  # give colour as stored: do not multiply by alpha
-    file = oiio.ImageInput.open(str(path), wanted)
+    file = oiio.ImageInput.open(_text(path), wanted)
     if file is None:
         got = _error(oiio) or "an unknown format"
         raise FrameError(str(path), expected="an image that can be decoded", got=got.splitlines()[-1])
     return file
+
+
+def _text(path: Path) -> str:
+    """A path as OpenImageIO takes it."""
+    try:
+        return str(path).encode().decode()
+    except UnicodeEncodeError:
+        remedy = "Rename the file."
+        raise FrameError(ascii(str(path)), expected="a name in UTF-8", got="other bytes", remedy=remedy) from None
 
 
 def _error(of) -> str:
@@ -276,6 +285,6 @@ def write_image(
     if suffix == ".png":
         spec.attribute("png:compressionLevel", 1)  # film grain hardly compresses: higher levels cost time, not size
     with atomic_path(path) as temporary:
-        file = oiio.ImageOutput.create(str(temporary))
+        file = oiio.ImageOutput.create(_text(temporary))
         if file is None or not file.open(str(temporary), spec) or not file.write_image(array) or not file.close():
             raise FrameError(str(path), expected="a writable image", got=_error(file or oiio))

@@ -81,7 +81,7 @@ def scan(path: str | os.PathLike) -> Index:
     if first is None:
         raise FrameError(str(path), expected="a video", got=problem or "no frame")
     shown = [packet.stamp for packet in packets if packet.shown]
-    unequal = None not in shown and len(set(shown)) == len(shown)
+    unequal = bool(shown) and None not in shown and len(set(shown)) == len(shown)
     stamps, keys = sorted(shown) if unequal else [], sorted(p.stamp for p in packets if p.key and p.stamp is not None)
     if not unequal or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
         lost: list[str] = []
@@ -143,7 +143,7 @@ def _opened(path: Path):
     import av
 
     try:
-        file = av.open(str(path), metadata_errors="replace")
+        file = av.open(f"file:{path}", metadata_errors="replace")  # "file:", since names may hold colons
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "an unknown format"
         raise FrameError(str(path), expected="a video that FFmpeg can read", got=reason) from None
