@@ -173,6 +173,7 @@ class Everything(nn.Module):
         self.grouped = nn.Conv2d(8, 8, (1, 3), (1, 1), (0, 2), (1, 2), groups=4, bias=False)
         self.up = nn.ConvTranspose2d(8, 8, 4, 2, 1)
         self.act, self.relu, self.shuffle = nn.LeakyReLU(26 / 256), nn.ReLU(), nn.PixelShuffle(2)
+        self.six = nn.ReLU6()
         self.max, self.mean, self.pad = nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2), nn.ZeroPad2d((0, 2, 1, 1))
         self.nearest, self.bilinear = nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2, mode="bilinear")
         self.last = nn.Conv2d(16, 4, 1)
@@ -180,7 +181,7 @@ class Everything(nn.Module):
     def forward(self, x):
         y = self.act(self.norm(self.first(x)))  # 8
         z = self.relu(self.grouped(y) + y)
-        z = self.up(self.max(z))  # 8
+        z = self.six(self.up(self.max(z)))  # 8
         z = torch.cat([self.nearest(self.mean(z)), self.bilinear(self.mean(z))], 1)
         z = self.shuffle(self.last(self.pad(z)))
         return torch.sigmoid(torch.tanh(torch.clamp(z, min=-0.5)))

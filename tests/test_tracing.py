@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from i2ilib import I2IError
 from i2ilib.quant import inspect, load, quantise, with_positions
+from i2ilib.quant.qat import Trainable
 from i2ilib.quant.tracing import evaluation_copy
 
 X = torch.rand(3, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -240,6 +241,15 @@ def test_relu6_in_engines(form, tmp_path):
         assert torch.equal(runner.run(X), quantised.integer(X))
     again = load(quantised.save(tmp_path / "net.safetensors"))
     assert torch.equal(again.integer(X), quantised.integer(X))
+
+
+def test_networks_of_every_spelling_are_trained():
+    torch.manual_seed(0)
+    first = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 2, padding="same", bias=False))
+    trainable = Trainable(nn.Sequential(first, nn.BatchNorm2d(4), nn.ReLU6(), conv(4, 2)), X)
+    trainable.train()(X).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trainable.parameters())
+    assert torch.equal(trainable.eval()(X), trainable.quantised().integer(X))
 
 
 @pytest.mark.parametrize("kernel", [3, 5, 6, 7, (2, 3)])
