@@ -77,6 +77,23 @@ def test_the_display_window_is_the_picture(tmp_path, size, at, display):
     assert frame.origin == (x, y)
 
 
+@given(
+    st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    st.tuples(st.integers(-20, 20), st.integers(-20, 20)),
+    st.tuples(st.integers(-20, 20), st.integers(-20, 20), st.integers(1, 12), st.integers(1, 12)),
+)
+@FIXED
+def test_any_windows(tmp_path_factory, size, at, display):
+    pixels = np.random.default_rng(0).random((*size, 3), np.float32)
+    frame = read_image(exr(tmp_path_factory.mktemp("w") / "w.exr", "RGB", pixels, data=at, display=display))
+    x, y, width, height = display
+    world = np.zeros((64, 64, 3), np.float32)  # the plane, from (-20, -20) on
+    world[at[1] + 20 : at[1] + 20 + size[0], at[0] + 20 : at[0] + 20 + size[1]] = pixels
+    expected = world[y + 20 : y + 20 + height, x + 20 : x + 20 + width].transpose(2, 0, 1)
+    np.testing.assert_array_equal(frame.rgb[0], expected)
+    assert frame.origin == (x, y)
+
+
 def test_a_window_that_no_memory_holds_is_refused(tmp_path):
     path = exr(tmp_path / "w.exr", "RGB", flat(1, 2, 3), display=(0, 0, 2**20, 2**20))
     with pytest.raises(FrameError, match=r"w\.exr: expected at most \d+ pixels, got 1048576 x 1048576"):

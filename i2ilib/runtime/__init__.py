@@ -303,10 +303,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def _reserve(path: Path) -> Path:
     """A new, empty file beside ``path`` with the permissions that any new file gets."""
     while True:
-        temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
+        temporary = path.with_name(f".{_short(path)}-{secrets.token_hex(4)}.part{path.suffix}")
         with contextlib.suppress(FileExistsError):
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
             return temporary
+
+
+def _short(path: Path) -> str:
+    """The stem, or a digest of one so long that a temporary name would exceed the 255 bytes of most file systems."""
+    name = os.fsencode(path.name)
+    return path.stem if len(name) <= 200 else hashlib.sha256(name).hexdigest()[:32]
 
 
 def discard_parts(path: str | os.PathLike) -> None:
@@ -316,7 +322,7 @@ def discard_parts(path: str | os.PathLike) -> None:
         path: The file that was to be written; nobody may be writing it.
     """
     path = Path(path)
-    name = re.compile(rf"\.{re.escape(path.stem)}-[0-9a-f]{{8}}\.part{re.escape(path.suffix)}")
+    name = re.compile(rf"\.{re.escape(_short(path))}-[0-9a-f]{{8}}\.part{re.escape(path.suffix)}")
     for part in path.parent.glob(".*"):
         if name.fullmatch(part.name) and part.is_file():
             part.unlink(missing_ok=True)
