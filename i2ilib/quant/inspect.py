@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from ..errors import I2IError
 from . import calibration
-from .graph import HOST, SLOPE, missing, tensor_name
+from .graph import HOST, OPERATORS, SLOPE, missing, tensor_name
 from .tracing import check_module, export, is_idle, operator_name, operators, remove_idle
 
 
@@ -184,8 +184,8 @@ def _finding(node: fx.Node, target: Target, wanted: str | None, before: str) -> 
     else:
         rule, engine = _RULES.get(name, (_unlisted, ""))
         troubles = list(rule(node, target))
-        if wanted and not troubles:
-            troubles = [(f"quantise takes only {wanted}", wanted)]
+        if wanted and node.target in OPERATORS:
+            troubles.append((f"quantise takes only {wanted}", wanted))
         joins = not troubles and name in (*_ACTIVATIONS, "batch_norm")
         owner = tensor_name(node.all_input_nodes[0]) if node.all_input_nodes else ""
         if joins and before == "CPU":
