@@ -26,6 +26,7 @@ from .picture import Frame, upright
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
 _TICKS = 90_000  # a second: the clock of MPEG, of which every usual frame rate is a divisor
+_PLANES = re.compile(r"(?P<kind>gray|gbra?p|yuva4[0-9]{2}p)(9|10|12|14|16)?([lb]e)?")  # whole numbers in planes
 _ORIENTATIONS = {  # EXIF's tag by the display matrix (a, b, c, d), where a point goes from (x, y) to (ax + cy, bx + dy)
     (1, 0, 0, 1): 1,
     (-1, 0, 0, 1): 2,
@@ -171,8 +172,10 @@ def _packets(file, stream) -> tuple[list[_Packet], str]:
 
 def _missing(stream, packets: list[_Packet]) -> int:
     """How many packets the container promises beyond those it holds: by count, or by duration as in Matroska."""
-    if stream.frames:
-        return max(stream.frames - len(packets), 0)
+    if promised := stream.frames:
+        if "mp4" in stream.container.format.name:  # its count ignores the edit list, its index does not
+            promised = min(promised, len(stream.index_entries))
+        return max(promised - len(packets), 0)
     told = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
     ends = [packet.end for packet in packets if packet.end is not None]
     if not told or not ends or not stream.average_rate:
@@ -202,19 +205,16 @@ def _decoded(path: Path, *, start: int | None = None, lost: list[str] | None = N
                 decoder = av.CodecContext.create(f"libvpx-{decoder.name}".replace("-vp8", ""), "r")
         if start is not None:
             file.seek(start, stream=stream)
-        packets = file.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    return
-                frames = decoder.decode(packet if packet.size else None)
-            except av.FFmpegError as error:
-                lost.append(str(error))
-                if packet is None:
-                    return
-                continue
-            yield from frames
+        try:
+            for packet in file.demux(stream):
+                try:
+                    frames = decoder.decode(packet if packet.size else None)
+                except av.FFmpegError as error:
+                    lost.append(str(error))
+                    continue
+                yield from frames
+        except av.FFmpegError as error:  # the container ends in the middle of something
+            lost.append(str(error))
 
 
 def _ends_as_told(path: Path, stamps: list[int], keys: list[int]) -> bool:
@@ -249,7 +249,7 @@ def _placed(path: Path, index: Index, key: int) -> Iterator[tuple[int, object, b
     places = {stamp: place for place, stamp in enumerate(index.stamps)}
     judged = _judged(path, index.stamps[key] if key else None)
     frames = ((places[frame.pts], frame, sound) for frame, sound in judged if frame.pts in places)
-    first = next(frames, None)
+    first = next((found for found in frames if found[0] >= key), None)
     if key and (first is None or first[0] > key or not first[2]):
         yield from _placed(path, index, 0)
     elif first is not None:
@@ -276,21 +276,18 @@ def _pixels(frame) -> np.ndarray:
     Planes of grey, RGB and alpha are divided by their largest number: FFmpeg only shifts them to 16 bits, which makes
     white a little grey. All others it converts.
     """
-    components = {component.index: component for component in frame.format.components}
-    alpha = next((i for i, component in components.items() if component.is_alpha), None)
-    colours = [i for i in components if i != alpha]
-    planar = len({component.plane for component in components.values()}) == len(components)
-    plain = planar and all(component.bits <= 16 for component in components.values())
-    full = frame.format.is_rgb or (len(colours) == 1 and frame.color_range != 1)  # 1: codes of a limited range
-    if plain and full:
-        parts = [_plane(frame, components[i]) for i in colours]
-        rgb = parts * 3 if len(parts) == 1 else parts
+    components = frame.format.components
+    transparent = any(component.is_alpha for component in components)
+    plain = _PLANES.fullmatch(frame.format.name)
+    if plain and plain["kind"].startswith("g") and not (plain["kind"] == "gray" and frame.color_range == 1):  # limited
+        parts = [_plane(frame, component) for component in components if not component.is_alpha]
+        parts = parts * 3 if len(parts) == 1 else parts
     else:
-        wide = _converted(frame, "rgb48le" if alpha is None or plain else "rgba64le") / np.float32(65535)
-        rgb = list(np.moveaxis(wide, 2, 0))
-    if alpha is not None and plain:
-        rgb.append(_plane(frame, components[alpha]))
-    return np.stack(rgb, 2)
+        wide = _converted(frame, "rgba64le" if transparent and not plain else "rgb48le")
+        parts = list(np.moveaxis(wide / np.float32(65535), 2, 0))
+    if transparent and plain:
+        parts.append(_plane(frame, components[-1]))
+    return np.stack(parts, 2)
 
 
 def _plane(frame, component) -> np.ndarray:
