@@ -170,7 +170,7 @@ def networks(draw):
         layers.append(layer if name is None else Through(name, layer))
     net = nn.Sequential(*layers)
     if draw(st.booleans()):  # trained a step: weights that an operator has computed, running statistics
-        with contextlib.suppress(RuntimeError, ValueError):  # sizes that do not fit: to be refused
+        with contextlib.suppress(RuntimeError, ValueError, IndexError):  # sizes that do not fit: to be refused
             net(torch.randn(2, CHANNELS, 8, 8)).sum().backward()
     return net if draw(st.booleans()) else net.eval()
 
