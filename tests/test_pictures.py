@@ -202,6 +202,21 @@ def test_a_deep_file_is_refused(tmp_path):
         read_image(tmp_path / "d.exr")
 
 
+def test_ids_and_lab_are_no_colours(tmp_path):
+    spec = oiio.ImageSpec(4, 3, 5, "half")
+    spec.channelnames = ("R", "G", "B", "id.R", "id")
+    spec.channelformats = ("half", "half", "half", "uint", "uint")
+    file = oiio.ImageOutput.create(str(tmp_path / "i.exr"))
+    assert file.open(str(tmp_path / "i.exr"), spec) and file.write_image(flat(0.25, 0.5, 0.75, 7, 9, size=(3, 4)))
+    file.close()
+    assert colours(read_image(tmp_path / "i.exr")) == [0.25, 0.5, 0.75]
+    with pytest.raises(FrameError, match=r"i\.exr: expected RGB or grey, got whole numbers"):
+        read_image(tmp_path / "i.exr", layer="id")
+    Image.new("LAB", (4, 3)).save(tmp_path / "l.tif")
+    with pytest.raises(FrameError, match=r"l\.tif: expected RGB or grey, got CIELAB"):
+        read_image(tmp_path / "l.tif")
+
+
 def test_other_primaries_are_said(tmp_path):
     ap1 = (0.713, 0.293, 0.165, 0.830, 0.128, 0.044, 0.32168, 0.33767)
     path = exr(tmp_path / "c.exr", "RGB", flat(1, 2, 3), chromaticities=("float[8]", ap1))

@@ -101,8 +101,12 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
         wanted = [*choice.rgb, *([] if choice.alpha is None else [choice.alpha])]
         first = min(wanted)
         # pixels in the type of the file: OpenImageIO's own conversion to float is off by one unit in the last place
-        native = oiio.FLOAT if str(spec.format) == "half" else oiio.UNKNOWN
-        pixels = file.read_image(choice.part, 0, first, max(wanted) + 1, native)
+        kinds = {str(spec.channelformat(index)) for index in choice.rgb}
+        if (kind == "openexr" and "uint" in kinds) or "LAB" in str(spec.getattribute("tiff:ColorSpace")):
+            got = "CIELAB" if kind == "tiff" else "whole numbers, as of object ids"
+            raise FrameError(str(path), expected="RGB or grey", got=got, remedy="Convert it, or choose another layer.")
+        floating = kinds <= {"half", "float"}
+        pixels = file.read_image(choice.part, 0, first, max(wanted) + 1, oiio.FLOAT if floating else oiio.UNKNOWN)
         problem = _error(file)
     finally:
         file.close()
