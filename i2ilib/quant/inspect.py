@@ -184,7 +184,7 @@ def _finding(node: fx.Node, target: Target, wanted: str | None, before: str) -> 
     else:
         rule, engine = _RULES.get(name, (_unlisted, ""))
         troubles = list(rule(node, target))
-        if wanted and node.target in OPERATORS:
+        if wanted and (node.target in OPERATORS or rule is not _unlisted):
             troubles.append((f"quantise takes only {wanted}", wanted))
         joins = not troubles and name in (*_ACTIVATIONS, "batch_norm")
         owner = tensor_name(node.all_input_nodes[0]) if node.all_input_nodes else ""
