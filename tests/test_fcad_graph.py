@@ -1,5 +1,6 @@
 """Analysis and construction: the decoder's printed figures, torchvision's counts, and every way to be refused."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -604,3 +605,26 @@ def test_construction_errors():
             space_of(lambda net, x: net.trunk(x), frequency_hz=clock)
     with pytest.raises(I2IError, match=r"graph: expected a Graph, got Conv2d\. Analyse the network first"):
         construct(nn.Conv2d(3, 4, 3))
+
+
+class Halves(nn.Module):
+    """Two convolutions, the second within a context."""
+
+    def __init__(self, around=contextlib.nullcontext):
+        super().__init__()
+        self.a, self.b, self.around = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1), around
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        with self.around():
+            return self.b(x).relu()
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_that_are_off_change_nothing(off):
+    x = torch.zeros(1, 3, 16, 16)
+    expected = analyse(Halves(), x)
+    assert analyse(Halves(off), x).layers == expected.layers
+    whole = Halves()
+    whole.forward = off()(whole.forward)
+    assert analyse(whole, x).layers == expected.layers

@@ -53,7 +53,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     positional = (positional,) if isinstance(positional, torch.Tensor) else tuple(positional)
     with _evaluating(model), quiet("torch", "torch.export"):
         try:
-            program = torch.export.export(model, positional, keywords, strict=False)
+            with torch.no_grad():  # else each part with gradients off becomes one operator
+                program = torch.export.export(model, positional, keywords, strict=False)
         except I2IError:
             raise
         except Exception as error:  # whatever PyTorch meets
