@@ -70,11 +70,16 @@ def test_fixed_point_figure_shows_the_view():
     np.testing.assert_allclose(whole.images[0].get_array(), plots.to_image(view.result))
     assert part.images[0].get_array().shape == (*view.zoom[2:], 3)
     np.testing.assert_allclose(miss.images[0].get_array(), view.error_codes.amax(0))
-    bars = next(ax for ax in figure.axes if ax.containers)
-    heights = [bar.get_height() for bar in bars.containers[0]]
-    assert len(bars.containers) == 1 and sum(heights) == pytest.approx(100)
-    clipped = plots.fixed_point_figure(widgets.fixed_point_view(image, 128, 128, exposure=1.0))
-    assert len(next(ax for ax in clipped.axes if ax.containers).containers) == 2
+    bars = [ax for ax in figure.axes if ax.containers]
+    assert [len(ax.containers) for ax in bars] == [1, 1]
+    assert all(sum(bar.get_height() for bar in ax.containers[0]) == pytest.approx(100) for ax in bars)
+    grey = widgets.fixed_point_view(image, 1, 64, fix_position=6)
+    clipped = plots.fixed_point_figure(grey)
+    entered, left = [ax for ax in clipped.axes if ax.containers]
+    assert len(entered.containers) == 1 and len(left.containers) == 2
+    assert f"{100 * grey.stats['saturated_share_out']:.2f} % saturated" in left.get_title(loc="left")
+    scales = [next(ax for ax in f.axes if ax.images and ax.images[0].norm.vmax == 255) for f in (figure, clipped)]
+    assert len({(ax.images[0].norm.vmin, ax.images[0].norm.vmax) for ax in scales}) == 1  # one scale for every view
 
 
 def test_save_is_whole(tmp_path):

@@ -29,7 +29,26 @@ def test_view_agrees_with_numpy(photo, q, position):
     assert view.stats["mean_error"] == pytest.approx(np.abs(result - x).mean() * 255, abs=1e-4)
     assert view.stats["max_error"] == pytest.approx(np.abs(result - x).max() * 255, abs=1e-4)
     assert view.stats["saturated_share"] == pytest.approx((exact >= 127.5).mean())
-    assert view.histogram.sum() == x.size and view.histogram[int(codes.min()) + 128] > 0
+    assert view.histogram[0].sum() == x.size and view.histogram[0, int(codes.min()) + 128] > 0
+
+
+@pytest.mark.parametrize(("q_in", "q_out", "position"), [(1, 64, 6), (16, 128, 2), (64, 4, 0), (128, 128, 0)])
+def test_saturation_is_counted_at_both_ends(photo, q_in, q_out, position):
+    view = widgets.fixed_point_view(photo, q_in, q_out, fix_position=position)
+    enters = (2 * photo.double().numpy() - 1) * q_in * 2.0**position
+    codes = np.clip(np.floor(enters + 0.5), -128, 127)
+    leaves = codes * q_out / q_in
+    np.testing.assert_array_equal(view.codes_out.numpy(), np.clip(np.floor(leaves + 0.5), -128, 127))
+    for end, exact, name in ((0, enters, "saturated_share"), (1, leaves, "saturated_share_out")):
+        below, above = (exact < -128.5).sum(), (exact >= 127.5).sum()
+        assert view.saturated[end].tolist() == [below, above] and view.histogram[end].sum() == exact.size
+        assert view.stats[name] == pytest.approx((below + above) / exact.size)
+    assert view.stats["levels_out"] == len(view.codes_out.unique())
+
+
+def test_a_grey_picture_is_not_called_unsaturated(photo):
+    stats = widgets.fixed_point_view(photo, 1, 64, fix_position=6).stats
+    assert stats["saturated_share"] == 0 and stats["saturated_share_out"] > 0.9
 
 
 def test_view_takes_a_batch_of_one_and_stays_a_view(photo):

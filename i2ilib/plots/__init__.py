@@ -208,7 +208,9 @@ def _curve(ax: plt.Axes, values: list[float], colour: str, label: str | None = N
 
 
 def fixed_point_figure(view: FixedPointView) -> Figure:
-    """What a fixed-point mapping does to a photograph: result, a part enlarged, error map, codes in use.
+    """What a fixed-point mapping does to a photograph: result, a part enlarged, error map, codes that enter and leave.
+
+    All scales are the same for every view, so that two of them can be compared.
 
     Args:
         view: From :func:`i2ilib.widgets.fixed_point_view`.
@@ -220,33 +222,35 @@ def fixed_point_figure(view: FixedPointView) -> Figure:
     top, left, rows, columns = view.zoom
     show(whole, view.result, f"q_i = {view.q_in}, q_o = {view.q_out}, position {view.fix_position}")
     whole.add_patch(mpl.patches.Rectangle((left, top), columns, rows, fill=False, color=PALETTE[3], lw=1.5))
+    stats = view.stats
     show(part, view.result[:, top : top + rows, left : left + columns], "the frame, enlarged")
-    error = view.error_codes.amax(0)
-    limit = max(2.0, math.ceil(np.quantile(error.numpy(), 0.999)))
-    artist = show(miss, error, "error of the worst channel", cmap=ERROR_MAP, vmin=0, vmax=limit)
-    above.colorbar(artist, ax=miss, label="8-bit codes", shrink=0.85)
-    _code_histogram(below.subplots(), view)
+    title = f"error: {stats['mean_error']:.2f} mean, {stats['max_error']:.1f} max"
+    scale = mpl.colors.SymLogNorm(linthresh=1, vmin=0, vmax=255)  # from one 8-bit code to all of them
+    artist = show(miss, view.error_codes.amax(0), title, cmap=ERROR_MAP, norm=scale)
+    bar = above.colorbar(artist, ax=miss, label="8-bit codes", shrink=0.85, ticks=(0, 1, 4, 16, 64, 255))
+    bar.ax.yaxis.set_major_formatter("{x:g}")
+    bar.ax.minorticks_off()
+    for ax, end, way in zip(below.subplots(1, 2, sharey=True), (0, 1), ("enter", "leave"), strict=True):
+        levels, clipped = (stats[name + ("_out" if end else "")] for name in ("levels", "saturated_share"))
+        title = f"codes that {way}: {levels} levels, {100 * clipped:.2f} % saturated"
+        _code_histogram(ax, view.histogram[end], view.saturated[end], title)
     return figure
 
 
-def _code_histogram(ax: plt.Axes, view: FixedPointView) -> None:
+def _code_histogram(ax: plt.Axes, histogram: torch.Tensor, saturated: torch.Tensor, title: str) -> None:
     """Share of samples for each INT8 code; what saturated is coloured."""
-    total = view.histogram.sum().item()
-    share = 100 * view.histogram.numpy() / total
+    total = histogram.sum().item()
+    share = 100 * histogram.numpy() / total
     ax.bar(np.arange(-128, 128), share, width=1.0, color=PALETTE[0], linewidth=0, label="all samples")
-    if view.stats["saturated_share"]:
-        clipped = 100 * view.saturated.numpy() / total
+    if saturated.any():
+        clipped = 100 * saturated.numpy() / total
         ax.bar((-128, 127), clipped, width=3.0, color=PALETTE[1], linewidth=0, label="saturated")
-    ax.set(xlim=(-132, 132), xticks=range(-128, 129, 32), xlabel="INT8 code", ylabel="samples, %")
+    ax.set(xlim=(-132, 132), xticks=range(-128, 129, 64), xlabel="INT8 code", ylabel="samples, %", title=title)
     ax.set_yscale("symlog", linthresh=1)
     ax.set(ylim=(0, 100), yticks=(0, 1, 10, 100))
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
-    stats = view.stats
-    ax.set_title(
-        f"{stats['levels']} levels, {100 * stats['saturated_share']:.2f} % saturated; "
-        f"error {stats['mean_error']:.2f} mean, {stats['max_error']:.1f} max"
-    )
+    ax.label_outer()
+    ax.legend(loc="upper center", ncols=2, borderaxespad=0.2)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:

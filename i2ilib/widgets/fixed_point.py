@@ -19,13 +19,15 @@ class FixedPointView:
     q_in: int  # equation 2: [0, 1] is mapped to [-q_in, q_in]
     q_out: int  # equation 3: the codes are read as [-q_out, q_out]
     fix_position: int  # bits after the binary point of the int8 code
-    codes: torch.Tensor  # (3, H, W) int8
+    codes: torch.Tensor  # (3, H, W) int8: as they enter the network
+    codes_out: torch.Tensor  # (3, H, W) int8: as they leave it
     result: torch.Tensor  # (3, H, W) float32 sRGB, [0, 1]: what comes back, clipped for display
     error_codes: torch.Tensor  # (3, H, W) float32: |result - image|, in 8-bit codes (255ths)
-    histogram: torch.Tensor  # (256,) int64: samples with code -128 ... 127
-    saturated: torch.Tensor  # (2,) int64: samples below -128 and above 127 before clipping
+    histogram: torch.Tensor  # (2, 256) int64: samples with code -128 ... 127, entering and leaving
+    saturated: torch.Tensor  # (2, 2) int64: samples below -128 and above 127 before clipping, entering and leaving
     zoom: tuple[int, int, int, int]  # top, left, height, width of the part that shades most smoothly, pixels
-    stats: dict[str, float]  # levels, saturated_share (0 to 1), mean_error and max_error (8-bit codes)
+    stats: dict[str, float]  # levels, saturated_share (0 to 1), both of what enters, and with _out of what leaves;
+    # mean_error and max_error (8-bit codes)
 
 
 def fixed_point_view(
@@ -63,30 +65,34 @@ def fixed_point_view(
         image = colour.linear_to_srgb(colour.srgb_to_linear(image) * 2.0**exposure)
     mapped = colour.to_fixed(image, q_in)
     codes = colour.to_int8(mapped, fix_position=fix_position)
-    entered = colour.from_int8(codes, fix_position=fix_position)
-    left = colour.to_int8(entered * (q_out / q_in), fix_position=fix_position)
-    result = colour.from_fixed(colour.from_int8(left, fix_position=fix_position), q_out)
-    scaled = mapped * 2.0**fix_position
-    saturated = torch.stack([(scaled < -128.5).sum(), (scaled >= 127.5).sum()])
+    entered = colour.from_int8(codes, fix_position=fix_position) * (q_out / q_in)
+    codes_out = colour.to_int8(entered, fix_position=fix_position)
+    result = colour.from_fixed(colour.from_int8(codes_out, fix_position=fix_position), q_out)
     error = (result - image).abs() * 255
-    histogram = torch.bincount(codes.flatten().long() + 128, minlength=256)
+    saturated = torch.stack([_beyond(values * 2.0**fix_position) for values in (mapped, entered)])
+    histogram = torch.stack([torch.bincount(c.flatten().long() + 128, minlength=256) for c in (codes, codes_out)])
+    stats = {}
+    for end, clipped, counts in zip(("", "_out"), saturated, histogram, strict=True):
+        stats[f"levels{end}"] = int((counts > 0).sum())
+        stats[f"saturated_share{end}"] = clipped.sum().item() / codes.numel()
     return FixedPointView(
         q_in=q_in,
         q_out=q_out,
         fix_position=fix_position,
         codes=codes,
+        codes_out=codes_out,
         result=result.clamp(0, 1),
         error_codes=error,
         histogram=histogram,
         saturated=saturated,
         zoom=zoom,
-        stats={
-            "levels": int((histogram > 0).sum()),
-            "saturated_share": saturated.sum().item() / codes.numel(),
-            "mean_error": error.mean().item(),
-            "max_error": error.max().item(),
-        },
+        stats=stats | {"mean_error": error.mean().item(), "max_error": error.max().item()},
     )
+
+
+def _beyond(scaled: torch.Tensor) -> torch.Tensor:
+    """Samples below -128 and above 127 once they are rounded."""
+    return torch.stack([(scaled < -128.5).sum(), (scaled >= 127.5).sum()])
 
 
 def _smoothest(image: torch.Tensor) -> tuple[int, int, int, int]:
