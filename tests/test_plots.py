@@ -407,13 +407,18 @@ def test_position_figure_shows_the_view(matting_scene):
     model, batches, x, truth = matting_scene
     view = widgets.position_view(quantise(model, batches), x, truth, {"0.second": 14, "0.first.weight": 4})
     figure = qp.position_figure(view)
-    picture, before, now, error = [ax for ax in figure.axes if ax.images][:4]
+    picture, before, now, moved, error = [ax for ax in figure.axes if ax.images][:5]
+    np.testing.assert_allclose(moved.images[0].get_array(), (view.matte - view.reference)[0])
     np.testing.assert_allclose(picture.images[0].get_array(), plots.to_image(view.picture))
     np.testing.assert_allclose(before.images[0].get_array(), view.reference[0])
     np.testing.assert_allclose(now.images[0].get_array(), view.matte[0])
     np.testing.assert_allclose(error.images[0].get_array(), view.error[0])
-    assert f"{view.reference_iou:.4f}" in before.get_title(loc="left")
-    assert f"{view.iou:.4f}" in now.get_title(loc="left") and f"{view.mse:.4g}" in error.get_title(loc="left")
+    for ax, iou, mse in ((before, view.reference_iou, view.reference_mse), (now, view.iou, view.mse)):
+        assert f"IoU {iou:.4f}\nMSE {mse:.4g}" in ax.get_title(loc="left")
+    other = widgets.position_view(quantise(model, batches), x, truth, {"0.second": 3})
+    beside = [ax for ax in qp.position_figure(view, other).axes if ax.images]
+    assert beside[1].get_title(loc="left") == f"pinned\nIoU {other.iou:.4f}\nMSE {other.mse:.4g}"
+    np.testing.assert_allclose(beside[3].images[0].get_array(), (view.matte - other.matte)[0])
     assert error.images[0].get_clim() == (-0.5, 0.5) and any(ax.get_ylabel() == "alpha" for ax in figure.axes)
     histogram = next(ax for ax in figure.axes if bars(ax))
     title = histogram.get_title(loc="left")

@@ -1,6 +1,7 @@
 """Views of quantisation against the executor and plain arithmetic; widgets driven from Python without a front end."""
 
 import gc
+import math
 import weakref
 
 import matplotlib
@@ -200,6 +201,63 @@ def test_a_position_moved_back_is_no_change(scene, quantised):
     assert widget.changes == {"input": start + 1}
     widget.fix_position.value = start
     assert widget.changes == {} and torch.equal(widget.view.matte, widget.view.reference)
+
+
+def test_what_was_moved_is_listed_and_undone_one_by_one(scene, quantised):
+    _, _, x, truth = scene
+    widget = widgets.position_widget(quantised, x, truth)
+    start = quantised.fix_positions
+    for name, by in (("second.1", -2), ("head.weight", 1)):
+        widget.tensor.value = name
+        widget.fix_position.value += by
+    labels = [button.description for button in widget.moved.children]
+    assert labels == [f"second.1: {start['second.1']} → {start['second.1'] - 2}",
+                      f"head.weight: {start['head.weight']} → {start['head.weight'] + 1}"]  # fmt: skip
+    widget.moved.children[0].click()
+    assert widget.changes == {"head.weight": start["head.weight"] + 1} and len(widget.moved.children) == 1
+    alone = widgets.position_view(quantised, x, truth, widget.changes)
+    assert torch.equal(widget.view.matte, alone.matte)
+    widget.moved.children[0].click()
+    assert widget.changes == {} and not widget.moved.children and widget.fix_position.value == start["head.weight"]
+
+
+def test_a_setting_can_be_pinned_and_compared_with(scene, quantised):
+    _, _, x, truth = scene
+    widget = widgets.position_widget(quantised, x, truth)
+    widget.tensor.value = "second.1"
+    widget.fix_position.value -= 3
+    pinned, before = widget.view, bytes(widget.picture.value)
+    widget.pin.value = True
+    assert widget.pinned is pinned and bytes(widget.picture.value) != before
+    widget.fix_position.value += 1
+    assert widget.pinned is pinned and not torch.equal(widget.view.matte, pinned.matte)
+    widget.pin.value = False
+    assert widget.pinned is None
+
+
+@pytest.mark.parametrize("q", [2, 8])
+def test_the_inputs_position_follows_on_request(scene, quantised, q):
+    _, _, x, truth = scene
+    widget = widgets.position_widget(quantised, x, truth)
+    start = quantised.fix_positions["input"]
+    widget.q_in.value = q
+    assert "saturates" in widget.hint.value and widget.changes == {}
+    widget.keep.value = True
+    moved = start - int(math.log2(q))
+    assert widget.changes == {"input": moved} and widget.fix_position.value == moved
+    assert "saturates" not in widget.hint.value and f"{q} times as large" in widget.hint.value
+    codes = [((x * k).double() * 2.0**p + 0.5).floor().clamp(-128, 127) for k, p in ((1, start), (q, moved))]
+    assert torch.equal(*codes)  # only the product counts
+    expected = widgets.position_view(quantised, x, truth, {"input": moved}, q_in=q)
+    assert torch.equal(widget.view.matte, expected.matte)
+    widget.fix_position.value = moved - 1
+    assert widget.changes == {"input": moved - 1}
+    widget.moved.children[0].click()
+    assert widget.changes == {} and widget.keep.value is False
+    widget.q_out.value = 4
+    assert "within 0.125 of one half" in widget.hint.value
+    widget.reset.click()
+    assert widget.hint.value == "" and widget.changes == {}
 
 
 # --- calibration -----------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ def _code_histogram(ax: plt.Axes, histogram: torch.Tensor, saturated: torch.Tens
     ax.set(ylim=(0, 100), yticks=(0, 1, 10, 100))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.label_outer()
-    ax.legend(loc="upper center", ncols=2, borderaxespad=0.2)
+    ax.legend(loc="upper left", borderaxespad=0.2)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:

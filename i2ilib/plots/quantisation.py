@@ -528,19 +528,26 @@ def _walk(axes: Sequence[plt.Axes], thresholds: Mapping[str, Sequence[float]], s
 # --- what the widgets show -----------------------------------------------------------------------
 
 
-def position_figure(view: PositionView) -> Figure:
-    """What moving fix positions does: the input, the matte before and after, its error, and the tensor on its grid.
+def position_figure(view: PositionView, pinned: PositionView | None = None) -> Figure:
+    """What moving fix positions does: the input, two mattes, their difference, the error, and the tensor on its grid.
 
     Args:
         view: From :func:`i2ilib.widgets.position_view`.
+        pinned: Another, to compare with; by default the network as calibrated.
     """
-    figure = plt.figure(figsize=(WIDTH, 4.9))
-    above, below = figure.subfigures(2, 1, height_ratios=(2.75, 2.15))
-    axes = above.subplots(1, 4)
-    show(axes[0], view.picture, "the network\nreads")
-    show(axes[1], view.reference, f"as calibrated\nIoU {view.reference_iou:.4f}")
-    show(axes[2], view.matte, f"now\nIoU {view.iou:.4f}")
-    _error(above, axes[3], view.error, view.mse)
+    figure = plt.figure(figsize=(WIDTH, 4.6))
+    above, below = figure.subfigures(2, 1, height_ratios=(2.45, 2.15))
+    axes = above.subplots(1, 5)
+    name, matte, iou, mse = "as calibrated", view.reference, view.reference_iou, view.reference_mse
+    if pinned is not None:
+        name, matte, iou, mse = "pinned", pinned.matte, pinned.iou, pinned.mse
+    show(axes[0], view.picture, "the network\nreads\n")
+    show(axes[1], matte, f"{name}\nIoU {iou:.4f}\nMSE {mse:.4g}")
+    show(axes[2], view.matte, f"now\nIoU {view.iou:.4f}\nMSE {view.mse:.4g}")
+    limits = {"cmap": SIGNED_MAP, "vmin": -0.5, "vmax": 0.5}  # the same at every move
+    show(axes[3], (view.matte - matte)[0], f"now less\n{name}\n", **limits)
+    artist = show(axes[4], view.error[0], "now less\nthe truth\n", **limits)
+    above.colorbar(artist, ax=axes[3:], label="alpha", shrink=0.8, extend="both")
     text = f"{view.tensor}: position {view.fix_position}"
     text += f" (calibrated {view.start})" if view.fix_position != view.start else " (calibrated)"
     text += f", {view.bits} bits, mean squared error {view.tensor_mse:.2g}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import ipywidgets as ipw
@@ -154,11 +155,13 @@ class PositionWidget(ipw.VBox):
     def __init__(self, quantised: Quantised, x: torch.Tensor, truth: torch.Tensor, trained_q: tuple[int, int]):
         self.quantised, self.x, self.truth, self.trained_q = quantised, x, truth, trained_q
         self.view: PositionView | None = None
+        self.pinned: PositionView | None = None
         self._offsets: dict[str, int] = {}  # of moved positions from the calibrated ones, which follow the bits
         self._busy = False
         powers = [(str(q), q) for q in colour.Q_VALUES]
         wide = {"style": {"description_width": "7em"}, "layout": {"width": "27em"}}
         late = {"continuous_update": False, **wide}
+        under = {"indent": False, "layout": {"width": "20em", "margin": "2px 2px 2px 7.5em"}}
         names = [(f"{i}   {name}", name) for i, parts in enumerate(layers(quantised).values(), 1) for name in parts]
         self.tensor = ipw.Dropdown(options=names, value="input", description="tensor", **wide)
         self.fix_position = ipw.IntSlider(description="fix position", **late)
@@ -166,20 +169,33 @@ class PositionWidget(ipw.VBox):
         self.q_out = ipw.SelectionSlider(options=powers, value=trained_q[1], description="q_o (output)", **late)
         lowest = min(4, quantised.bits)
         self.bits = ipw.IntSlider(min=lowest, max=quantised.bits, value=quantised.bits, description="bits", **late)
-        self.reset = ipw.Button(description="as calibrated", icon="undo", layout={"margin": "2px 2px 2px 7.5em"})
+        self.keep = ipw.Checkbox(description="keep q_i 2^p: the input's position follows", **under)
+        self.pin = ipw.ToggleButton(
+            description="compare with this setting", icon="thumb-tack", layout={"width": "16em"}
+        )
+        self.reset = ipw.Button(description="as calibrated", icon="undo", layout={"width": "10.5em"})
+        self.moved = ipw.HBox(layout={"flex_flow": "row wrap", "margin": "2px 2px 2px 7.5em"})
+        self.hint = ipw.HTML(layout={"margin": "2px 2px 2px 7.5em"})
         self.picture = ipw.Image(format="png", layout={"max_width": "98%", "align_self": "flex-start"})
-        rows = ((self.tensor, self.fix_position), (self.q_in, self.q_out), (self.bits, self.reset))
-        super().__init__([*(ipw.HBox(row) for row in rows), self.picture])
-        for control in (self.tensor, self.fix_position, self.q_in, self.q_out, self.bits):
+        rows = ((self.tensor, self.fix_position), (self.q_in, self.q_out), (self.bits, self.pin, self.reset))
+        super().__init__([*(ipw.HBox(row) for row in rows), self.keep, self.moved, self.hint, self.picture])
+        for control in (self.tensor, self.fix_position, self.q_in, self.q_out, self.bits, self.keep):
             control.observe(self._changed, "value")
+        self.pin.observe(self._pin, "value")
         self.reset.on_click(self._reset)
         self._show()
 
     @property
     def changes(self) -> dict[str, int]:
         """The fix positions that are moved, by tensor name, at the present bits."""
-        start = positions_at(self.quantised, self.bits.value)
-        return {name: start[name] + offset for name, offset in self._offsets.items()}
+        start, offsets = positions_at(self.quantised, self.bits.value), dict(self._offsets)
+        if self.keep.value and (follows := self._follows()):
+            offsets["input"] = offsets.get("input", 0) + follows
+        return {name: start[name] + offset for name, offset in offsets.items() if offset}
+
+    def _follows(self) -> int:
+        """Where the input's position goes if q_i times 2 to its power stays."""
+        return int(math.log2(self.trained_q[0] / self.q_in.value))
 
     def _changed(self, change: dict) -> None:
         if self._busy:
@@ -187,39 +203,76 @@ class PositionWidget(ipw.VBox):
         if change["owner"] is self.fix_position:
             name, start = self.tensor.value, positions_at(self.quantised, self.bits.value)
             self._offsets.pop(name, None)  # the one moved last comes last
-            if offset := self.fix_position.value - start[name]:
+            follows = self._follows() if self.keep.value and name == "input" else 0
+            if offset := self.fix_position.value - start[name] - follows:
                 self._offsets[name] = offset
+        self._show()
+
+    def _pin(self, _change: object) -> None:
+        self.pinned = self.view if self.pin.value else None
+        self._draw()
+
+    def _undo(self, name: str) -> None:
+        self._offsets.pop(name, None)
+        if name == "input":
+            self._busy, self.keep.value = True, False
         self._show()
 
     def _reset(self, _button: object = None) -> None:
         self._offsets.clear()
         self._busy = True  # several controls, one picture
         self.q_in.value, self.q_out.value = self.trained_q
-        self.bits.value = self.quantised.bits
+        self.bits.value, self.keep.value = self.quantised.bits, False
         self._show()
 
     def _show(self) -> None:
         self._busy = True
         try:
-            name = self.tensor.value
-            start = positions_at(self.quantised, self.bits.value)[name]
+            name, changes = self.tensor.value, self.changes
+            start = positions_at(self.quantised, self.bits.value)
+            now = changes.get(name, start[name])
             with self.fix_position.hold_sync(), self.fix_position.hold_trait_notifications():  # ends and value together
-                self.fix_position.min, self.fix_position.max = start - REACH, start + REACH
-                self.fix_position.value = start + self._offsets.get(name, 0)
+                self.fix_position.min = min(start[name] - REACH, now)
+                self.fix_position.max = max(start[name] + REACH, now)
+                self.fix_position.value = now
             self.view = position_view(
                 self.quantised,
                 self.x,
                 self.truth,
-                self.changes,
+                changes,
                 tensor=name,
                 bits=self.bits.value,
                 q_in=self.q_in.value,
                 q_out=self.q_out.value,
                 trained_q=self.trained_q,
             )
-            self.picture.value = png(position_figure(self.view))
+            self.moved.children = [self._mover(name, start[name], fp) for name, fp in changes.items()]
+            self.hint.value = _hint(self.view, self.trained_q, start["input"])
+            self._draw()
         finally:
             self._busy = False
+
+    def _mover(self, name: str, start: int, fp: int) -> ipw.Button:
+        button = ipw.Button(description=f"{name}: {start} → {fp}", icon="undo", layout={"width": "auto"})
+        button.on_click(lambda _: self._undo(name))
+        return button
+
+    def _draw(self) -> None:
+        self.picture.value = png(position_figure(self.view, self.pinned))
+
+
+def _hint(view: PositionView, trained_q: tuple[int, int], start: int) -> str:
+    """What a mapping means for a network that was trained with another one; empty with its own."""
+    parts = []
+    if view.q_in != trained_q[0]:
+        times = f"{view.q_in / trained_q[0]:g} times"
+        text = f"q_i = {view.q_in}: trained with {trained_q[0]}, the network reads values {times} as large"
+        if view.q_in > trained_q[0] and view.changes.get("input", start) >= start:
+            text += ", and at this position the input saturates"
+        parts.append(text + ".")
+    if view.q_out != trained_q[1]:
+        parts.append(f"q_o = {view.q_out}: tanh ends at 1, so alpha stays within {0.5 / view.q_out:g} of one half.")
+    return " ".join(parts)
 
 
 def position_widget(
@@ -234,9 +287,11 @@ def position_widget(
         trained_q: ``q_in`` and ``q_out`` of the training.
 
     Returns:
-        A widget over :func:`position_view`. ``.tensor``, ``.fix_position``, ``.q_in``, ``.q_out``, ``.bits`` and the
-        button ``.reset`` are its controls, ``.changes`` the moved positions, ``.view`` the last result, ``.picture``
-        the figure; setting a control's ``value`` from Python works without a front end.
+        A widget over :func:`position_view`. ``.tensor``, ``.fix_position``, ``.q_in``, ``.q_out``, ``.bits`` and
+        ``.keep`` (the input's position follows q_in) are its controls; ``.pin`` holds a setting to compare with,
+        ``.pinned``; ``.reset`` undoes all, and ``.moved`` has a button for each moved tensor that undoes it.
+        ``.changes`` are the moved positions, ``.view`` the last result, ``.hint`` what to know of it, ``.picture`` the
+        figure; setting a control's ``value`` from Python works without a front end.
     """
     return PositionWidget(quantised, x, truth, trained_q)
 
