@@ -56,3 +56,9 @@ def test_every_control_of_the_widget():
 def test_what_makes_no_card_is_refused(change, words):
     with pytest.raises(I2IError, match=words):
         widgets.u50_view(**change)
+
+
+def test_sizes_of_banks_are_whole_thousands():
+    labels = [label for label, _ in widgets.u50_widget().bank_words.options]
+    assert labels == ["8 K", "16 K", "32 K", "64 K", "128 K", "256 K", "512 K"]
+    assert all(isinstance(words, int) for words in BANKS)

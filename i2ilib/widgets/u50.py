@@ -15,7 +15,7 @@ from ..plots.u50 import layer_cycles
 from ._base import png
 
 PATCH = 256  # pixels a side, as in the paper
-BANKS = tuple(U50.bank_words * 2**k for k in range(-3, 4))  # words; the engine's own in the middle
+BANKS = tuple(U50.bank_words // 8 * 2**k for k in range(7))  # words; the engine's own in the middle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +83,11 @@ class U50Widget(ipw.VBox):
     def __init__(self):
         self.view: U50View | None = None
         late = {"style": {"description_width": "8em"}, "layout": {"width": "27em"}, "continuous_update": False}
-        banks = [(f"{words // 1024} K words", words) for words in BANKS]
+        banks = [(f"{words // 1024} K", words) for words in BANKS]  # longer readouts are clipped
         self.width = ipw.SelectionSlider(options=(8, 16, 24, 32, 48, 64, 96), value=64, description="width", **late)
         self.mhz = ipw.IntSlider(min=100, max=600, step=25, value=int(U50.mhz), description="clock, MHz", **late)
         self.engines = ipw.IntSlider(min=1, max=8, value=U50.engines[0], description="engines a core", **late)
-        self.bank_words = ipw.SelectionSlider(options=banks, value=U50.bank_words, description="banks", **late)
+        self.bank_words = ipw.SelectionSlider(options=banks, value=U50.bank_words, description="banks, words", **late)
         self.jobs = ipw.IntSlider(min=1, max=8, value=3, description="jobs in flight", **late)
         self.picture = ipw.Image(format="png", layout={"max_width": "98%", "align_self": "flex-start"})
         self._controls = {name: getattr(self, name) for name in ("width", "jobs", "mhz", "engines", "bank_words")}
