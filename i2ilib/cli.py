@@ -151,7 +151,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(options: argparse.Namespace, result: dict, text: str) -> None:
-    print(json.dumps(result) if options.json else text)
+    told = json.dumps(result) if options.json else text
+    encoding = sys.stdout.encoding or "utf-8"  # names of files may hold what it has not
+    print(told.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _info(options: argparse.Namespace) -> int:

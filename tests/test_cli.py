@@ -347,6 +347,18 @@ def test_what_was_done_unasked_is_told(call, weights, tmp_path):
     assert json.loads(call(*command, "--overwrite", "--json")[1])["passed_over"] == ["notes.txt"]
 
 
+def test_a_name_that_is_no_text_is_told(call, weights, picture, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture.rename(folder / "p.png")
+    try:
+        (folder / "\udcff.txt").write_text("x")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    code, out, _ = call("matte", folder, tmp_path / "out", "--model", weights, "--backend", "torch")
+    assert code == 0 and out.endswith("passed over, as no pictures: \\udcff.txt\n")
+
+
 def test_content_is_compared_on_request(matte, picture):
     assert matte(picture, "--by-content")[0] == 0
     picture.touch()

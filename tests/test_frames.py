@@ -201,3 +201,23 @@ def test_what_is_passed_over_is_told(tmp_path):
     clip = open_clip(tmp_path)
     assert clip.names == ("f1",) and clip.passed_over == ("grade.dpx", "notes.txt", "shot.mov")
     assert clip.source("f1") == tmp_path / "f1.png"
+
+
+def test_links_in_a_circle_and_names_that_are_too_long_are_frames_that_failed(tmp_path):
+    write_image(tmp_path / "f1.png", torch.zeros(1, 3, 4, 4))
+    (tmp_path / "f2.png").symlink_to(tmp_path / "f2.png")
+    found = dict(open_clip(tmp_path).read())
+    assert list(found) == ["f1", "f2"] and isinstance(found["f2"], FrameError) and "f2.png" in str(found["f2"])
+    with pytest.raises(FrameError, match=r"x\.png: expected"):
+        read_image(tmp_path / ("x" * 300 + ".png"))
+    with pytest.raises(FrameError, match=r"x\.png: expected"):
+        open_clip(tmp_path / ("x" * 300 + ".png"))
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def denied(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("i2ilib.frames.os.scandir", denied)
+    with pytest.raises(FrameError, match="a folder that can be read, got Permission denied"):
+        open_clip(tmp_path)

@@ -152,7 +152,7 @@ def test_a_log_that_was_cut_in_a_line_is_read_up_to_it(tmp_path, shot):
     log.write_bytes(log.read_bytes()[:-30] + b"\xff\n[]\n{}\n")
     report = run(shot, tmp_path / "out")
     assert (report.kept, report.written) == (["f1", "f2"], ["f3"])
-    assert len(log.read_text().splitlines()) == 3
+    assert len(log.read_text().splitlines()) == 4  # two kept, and one begun and ended
     assert run(shot, tmp_path / "out").kept == ["f1", "f2", "f3"]
 
 
@@ -164,8 +164,68 @@ def test_a_result_that_was_painted_on_is_kept_and_one_that_was_damaged_is_not(tm
     later(out / "rgba/f2.png")
     report = run(shot, out)
     assert (report.kept, report.written) == (["f1", "f3"], ["f2"])
+    assert report.notes == {"its results were changed since they were written, and are kept": ["f1"]}
     with Image.open(out / "alpha/f1.png") as painted:
         assert painted.getpixel((0, 0)) == (7, 77, 9)
+
+
+def test_results_of_each_format_have_their_own_state(tmp_path, shot):
+    out = tmp_path / "out"
+    run(shot, out)
+    save(shot / "f2.png", 200)
+    later(shot / "f2.png")
+    assert len(run(shot, out, suffix=".tif").written) == 3
+    assert run(shot, out).written == ["f2"] and alpha(out / "alpha/f2.png") == 200
+
+
+def test_what_a_killed_run_wrote_of_another_source_is_not_kept(tmp_path, shot, monkeypatch):
+    out, before = tmp_path / "out", (shot / "f2.png").read_bytes()
+    state = (shot / "f2.png").stat()
+    run(shot, out)
+    save(shot / "f2.png", 200)
+    later(shot / "f2.png")
+    with monkeypatch.context() as patch:  # killed when the pictures are written and their note is not
+
+        def killed(*_):
+            raise Interrupted
+
+        patch.setattr("i2ilib.pipeline.job.JobFolder.note", killed)
+        with pytest.raises(Interrupted):
+            run(shot, out)
+    (shot / "f2.png").write_bytes(before)  # and the source is put back, with its time
+    os.utime(shot / "f2.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert run(shot, out).written == ["f2"] and alpha(out / "alpha/f2.png") == 40
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path, shot):
+    out = tmp_path / "out"
+    run(shot, out)
+    (out / "alpha/.f1-0123abcd.part.png").write_bytes(b"half")
+    (out / "rgba/.mine-0123abcd.part.png").write_bytes(b"mine")
+    run(shot, out)
+    assert not (out / "alpha/.f1-0123abcd.part.png").exists() and (out / "rgba/.mine-0123abcd.part.png").exists()
+
+
+def test_a_folder_in_the_place_of_a_result_costs_that_frame(tmp_path, shot):
+    (tmp_path / "out/alpha/f2.png").mkdir(parents=True)
+    report = run(shot, tmp_path / "out", overwrite=True)
+    assert report.written == ["f1", "f3"] and "got a folder" in report.failed["f2"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_among_the_frames_waits_for_nobody(tmp_path, shot):
+    os.mkfifo(shot / "f4.png")
+    for more in ({}, {"by_content": True}):
+        report = run(shot, tmp_path / "out", **more)
+        assert list(report.failed) == ["f4"] and "no file" in report.failed["f4"]
+
+
+def test_highlights_over_little_alpha_stay_finite(tmp_path):
+    exr(tmp_path / "h.exr", "RGBA", flat(3e38, 1e35, 0.5, 1e-7))
+    options = MatteOptions(input_alpha="unpremultiply")
+    for suffix in (".exr", ".png"):
+        run(tmp_path / "h.exr", tmp_path / suffix, options=options, suffix=suffix)
+        assert torch.isfinite(read_image(tmp_path / f"{suffix}/rgba/h{suffix}").rgb).all()
 
 
 # --- whose folder --------------------------------------------------------------------------------------
@@ -352,7 +412,7 @@ def test_whatever_happens_between_two_runs_the_results_are_of_the_sources(tmp_pa
         elif event == "delete":
             (out / f"alpha/f{i}.png").unlink()
         elif event == "stop":  # killed after the pictures and before the note of them
-            log = [line for line in log if json.loads(line)["frame"] != f"f{i}"]
+            log = [line for line in log if json.loads(line)["file"] != f"f{i}.png"]
     (out / "frames.jsonl").write_text("".join(line + "\n" for line in log))
     report = run(folder, out)
     assert report.kept == [f"f{i}" for i, event in enumerate(events) if event == "keep"]

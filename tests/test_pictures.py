@@ -184,7 +184,30 @@ def test_layers_in_parts(tmp_path):
     assert colours(read_image(path, layer="depth")) == [8, 8, 8]
 
 
+@pytest.mark.parametrize(
+    "channels",
+    [
+        [*rgb("BG.Combined"), *rgb("FG.Combined")],
+        [*rgb("diffuse.color"), *rgb("specular.color")],
+        [*rgb("left.rgba"), *rgb("right.rgba")],
+    ],
+)
+def test_two_of_one_kind_are_not_decided(tmp_path, channels):
+    path = exr(tmp_path / "l.exr", channels, flat(*range(1, 7)))
+    with pytest.raises(FrameError, match="expected a layer with R, G and B"):
+        read_image(path)
+    assert colours(read_image(path, layer=channels[3][:-2])) == [4, 5, 6]
+
+
+def test_parts_of_one_layer_are_told_apart(tmp_path):
+    path = exr(tmp_path / "p.exr", rgb("beauty"), flat(1, 2, 3), parts=[(rgb("beauty"), flat(4, 5, 6), "p2")])
+    with pytest.raises(FrameError, match=r"main\.beauty: R G B; p2\.beauty: R G B"):
+        read_image(path)
+    assert colours(read_image(path, layer="p2.beauty")) == [4, 5, 6]
+
+
 def test_the_layer_that_was_taken_is_said(tmp_path):
+    assert read_image(exr(tmp_path / "n.exr", rgb("N"), flat(1, 2, 3))).notes == ("colour is its layer N",)
     path = exr(tmp_path / "l.exr", [*rgb("albedo"), *rgb("beauty")], flat(1, 2, 3, 4, 5, 6))
     assert read_image(path).notes == ("colour is its layer beauty",)
 
@@ -237,10 +260,11 @@ def test_any_layers_give_the_right_colours_or_are_refused(tmp_path_factory, data
             value
         )
     coloured = [prefix for prefix, found in where.items() if {"R", "G", "B"} <= found.keys()]
+    ranks = [USUAL.index(last) if (last := p.rpartition(".")[2].lower()) in USUAL else 99 for p in coloured]
     try:
         frame = read_image(path)
     except FrameError as refused:
-        assert not [p for p in coloured if p.rpartition(".")[2].lower() in USUAL] and len(coloured) != 1, refused
+        assert ranks.count(min(ranks, default=0)) != 1, refused
         return
     taken = colours(frame)
     fits = [p for p in coloured if all(v in where[p][c] for v, c in zip(taken, "RGB", strict=True))]
@@ -318,6 +342,33 @@ def test_a_float_tiff_is_said_to_be_codes(tmp_path):
     assert frame.rgb.max() == 1.5 and "sRGB codes" in frame.notes[0]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32])
+def test_white_may_be_zero(tmp_path, kind):
+    codes = np.random.default_rng(0).integers(0, np.iinfo(kind).max, (4, 5), dtype=kind)
+    tifffile.imwrite(tmp_path / "w.tif", codes, photometric="miniswhite")
+    expected = 1 - codes.astype(np.float64) / np.iinfo(kind).max
+    np.testing.assert_allclose(read_image(tmp_path / "w.tif").rgb[0, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_without_its_end_is_refused(tmp_path, progressive):
+    rng, path = np.random.default_rng(0), tmp_path / "p.jpg"
+    thumbnail = Image.new("RGB", (8, 8))
+    image = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    thumbnail.save(tmp_path / "t.jpg")
+    exif = Image.Exif()
+    exif[0x927C] = (tmp_path / "t.jpg").read_bytes()  # a whole JPEG inside, as cameras put one
+    image.save(path, progressive=progressive, quality=95, exif=exif)
+    whole = path.read_bytes()
+    assert read_image(path).rgb.shape == (1, 3, 64, 64)
+    path.write_bytes(whole + b"trailing data")
+    assert read_image(path).rgb.shape == (1, 3, 64, 64)
+    for share in np.linspace(0.2, 0.99, 12):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(FrameError, match=r"p\.jpg"):
+            read_image(path)
+
+
 def test_pages_are_said(tmp_path):
     tifffile.imwrite(tmp_path / "p.tif", np.zeros((3, 4, 5), np.uint16), photometric="minisblack")
     assert "first page" in read_image(tmp_path / "p.tif").notes[0]
@@ -358,7 +409,10 @@ def test_what_a_format_cannot_hold_is_refused(tmp_path):
         write_image(tmp_path / "x.png", torch.full((1, 3, 3, 3), float("nan")))
     with pytest.raises(I2IError, match="shape"):
         write_image(tmp_path / "x.png", torch.zeros(1, 3, 0, 3))
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(FrameError, match=r"folder\.png: expected a file to write, got a folder"):
+        write_image(tmp_path / "folder.png", torch.zeros(1, 3, 4, 4))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 # --- any picture ----------------------------------------------------------------------------------------

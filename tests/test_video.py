@@ -1,5 +1,6 @@
 """Video against the ffmpeg program: timing, alpha, orientation, places, damage; and what the library writes."""
 
+import os
 import subprocess
 
 import imageio_ffmpeg
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from i2ilib import FrameError, I2IError
 from i2ilib.frames import open_clip, video, write_video
@@ -177,6 +179,66 @@ def test_usual_codecs_give_what_ffmpeg_gives(tmp_path, name, codec):
     np.testing.assert_allclose(np.stack([as_array(f) for _, f in clip.read()]), whole, atol=5e-3)
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("b.mxf", ["libx264", "-bf", "2", "-g", "12", "-pix_fmt", "yuv420p"]),  # time stamps are those of decoding
+        ("b.avi", ["libx264", "-bf", "1", "-g", "12", "-pix_fmt", "yuv420p"]),
+        ("x.avi", ["libxvid", "-bf", "2", "-g", "12"]),  # two frames in a packet
+        ("m.mov", ["qtrle", "-pix_fmt", "gray", "-g", "12"]),  # a palette in the first packet alone
+        ("p.avi", ["rawvideo", "-pix_fmt", "pal8"]),
+        ("r.mov", ["rpza"]),  # every packet says that it is a key frame
+        ("o.mp4", ["libx265", "-x265-params", "keyint=12:log-level=none"]),  # open groups of pictures
+    ],
+)
+def test_frames_from_the_middle_are_those_of_ffmpeg(tmp_path, name, codec):
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=2", "-c:v", *codec, tmp_path / name)
+    whole = decoded(tmp_path / name, "rgb48le", 3, (64, 96))
+    clip = open_clip(tmp_path / name)
+    assert len(clip) == len(whole)
+    for wanted in ({clip.names[-1]}, {clip.names[5], clip.names[30], clip.names[31]}, set(clip.names)):
+        found = dict(clip.read(wanted))
+        assert found.keys() == wanted
+        for key, frame in found.items():
+            np.testing.assert_allclose(as_array(frame), whole[clip.names.index(key)], atol=5e-3)
+
+
+def test_gaps_that_avi_fills_are_no_frames(tmp_path):
+    source = ["-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=2"]
+    ffmpeg(
+        *source, "-vf", "select='not(between(n,5,14))'", "-fps_mode", "passthrough", "-c:v", "mjpeg", tmp_path / "v.avi"
+    )
+    ffmpeg(*source, "-c:v", "libx264", "-pix_fmt", "yuv420p", tmp_path / "a.mp4")
+    ffmpeg("-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "a.avi")
+    for name, count in (("v.avi", 40), ("a.avi", 50)):
+        found = [frame for _, frame in open_clip(tmp_path / name).read()]
+        assert len(found) == count and not any(isinstance(frame, FrameError) for frame in found)
+
+
+def test_side_data_that_is_not_known_does_no_harm(tmp_path):
+    for i in range(3):
+        image = Image.new("RGB", (64, 48), (50 * i, 0, 0))
+        exif = image.getexif()
+        exif[274] = 3
+        image.save(tmp_path / f"e{i}.jpg", exif=exif)
+    ffmpeg("-i", tmp_path / "e%d.jpg", "-c", "copy", tmp_path / "e.mov")
+    assert len([frame.rgb for _, frame in open_clip(tmp_path / "e.mov").read()]) == 3
+
+
+def test_a_cover_picture_is_not_the_video(long, tmp_path):
+    Image.new("RGB", (500, 500)).save(tmp_path / "cover.png")
+    cover = ["-map", "1", "-map", "0", "-c", "copy", "-disposition:v:0", "attached_pic"]
+    ffmpeg("-i", long, "-i", tmp_path / "cover.png", *cover, tmp_path / "c.mp4")
+    assert len(open_clip(tmp_path / "c.mp4")) == 72
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "p.mp4")
+    with pytest.raises(FrameError, match=r"p\.mp4: expected .*, got no file"):
+        open_clip(tmp_path / "p.mp4")
+
+
 # --- alpha, orientation, colour -------------------------------------------------------------------------
 
 
@@ -338,6 +400,9 @@ def test_what_is_written_is_tagged_and_exact_within_the_codec(tmp_path):
         (grey(1, 2), {"times": [0, 0]}, "times: expected seconds"),
         (grey(1, 2), {"times": [1, 0.5]}, "times: expected seconds"),
         (grey(1, 2), {"times": [-1, 0.5]}, "times: expected seconds"),
+        (grey(1, 2), {"times": [0, float("nan")]}, "times: expected seconds"),
+        (grey(1, 2), {"times": [0, float("inf")]}, "times: expected seconds"),
+        (grey(1, 2), {"times": [0, 1e9]}, "times: expected seconds"),
         (grey(1, 2), {"times": [0]}, "got fewer, 1"),
         (grey(1, 2), {"times": [0, 1, 2]}, "got 3 for 2 frames"),
         (grey(1, size=(15, 32, 3)), {"fps": 24}, "H and W even"),
@@ -350,6 +415,11 @@ def test_what_cannot_be_written(tmp_path, frames, options, match):
     with pytest.raises(I2IError, match=match):
         write_video(tmp_path / "w.mp4", frames, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_matroska_has_milliseconds(tmp_path):
+    with pytest.raises(I2IError, match="each from 1/1000"):
+        write_video(tmp_path / "w.mkv", grey(1, 2), times=[0, 0.0004])
 
 
 def test_containers_that_cannot_hold_it(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_pictures import png_with
 from test_video import X264, levels
 
 from i2ilib.datasets import videomatte
@@ -109,6 +110,8 @@ def test_frames_are_paired_by_number(tmp_path, fgr, pha):
         (["a.png", "b.png"], ["a.png", "c.png"], "b.png.*c.png"),
         (["1.png", "01.png"], ["1.png", "2.png"], "01.png.*2.png"),
         (["1.png", "1.jpg"], ["1.png", "2.png"], "no partner for"),
+        (["f_001_v2.png"], ["a_009_v2.png"], "f_001_v2.png.*a_009_v2.png"),
+        (["t1_001.png"], ["t2_001.png"], "t1_001.png.*t2_001.png"),
     ],
 )
 def test_frames_that_do_not_pair_are_refused_by_name(tmp_path, fgr, pha, odd):
@@ -141,6 +144,44 @@ def test_a_colour_picture_is_no_alpha(tmp_path):
     (tmp_path / "train/pha/c").mkdir(parents=True)
     Image.new("RGB", (24, 16), (255, 0, 0)).save(tmp_path / "train/pha/c/1.png")
     with pytest.raises(FrameError, match=r"1\.png: expected a grey picture as alpha"):
+        clips(tmp_path)[0].frame(0)
+
+
+def with_alpha(tmp_path, picture):
+    put(tmp_path / "train/fgr/c", ["1.png"], [100])
+    (tmp_path / "train/pha/c").mkdir(parents=True)
+    picture.save(tmp_path / "train/pha/c/1.png")
+    return clips(tmp_path)[0].frame(0)[1]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+@pytest.mark.parametrize("colour", [0, 255])
+def test_a_matte_in_the_alpha_channel(tmp_path, mode, colour):
+    picture = Image.new(mode, (24, 16), (*[colour] * (len(mode) - 1), 128))
+    assert with_alpha(tmp_path, picture).unique().tolist() == [pytest.approx(128 / 255)]
+
+
+def test_two_mattes_in_one_file_are_refused(tmp_path):
+    picture = Image.linear_gradient("L").resize((24, 16))
+    picture.putalpha(128)
+    with pytest.raises(FrameError, match="expected one matte, got a grey picture and an alpha channel"):
+        with_alpha(tmp_path, picture)
+
+
+def test_no_gamma_applies_to_coverage(tmp_path):
+    put(tmp_path / "train/fgr/c", ["1.png"], [100], size=(4, 3))
+    (tmp_path / "train/pha/c").mkdir(parents=True)
+    png_with(tmp_path / "train/pha/c/1.png", 55556)
+    assert clips(tmp_path)[0].frame(0)[1].mean() == pytest.approx(128 / 255, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fgr", "pha"])
+def test_what_is_not_finite_is_refused(tmp_path, kind):
+    for name in ("fgr", "pha"):
+        (tmp_path / "train" / name / "c").mkdir(parents=True)
+        pixels = torch.full((1, 3, 4, 4), float("nan") if name == kind else 0.5)
+        write_image(tmp_path / "train" / name / "c/1.exr", pixels)
+    with pytest.raises(FrameError, match=r"1\.exr: expected finite pixels"):
         clips(tmp_path)[0].frame(0)
 
 

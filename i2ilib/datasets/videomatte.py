@@ -62,7 +62,7 @@ class Clip:
         if self.fgr[0].suffix.lower() in VIDEO_SUFFIXES:
             fgr, pha = _video(self.fgr[0]).frame(index), _video(self.pha[0]).frame(index)
         else:
-            fgr, pha = read_image(self.fgr[index]), read_image(self.pha[index])
+            fgr, pha = read_image(self.fgr[index]), read_image(self.pha[index], coverage=True)
         if fgr.rgb.shape != pha.rgb.shape:
             want = f"an alpha of {tuple(fgr.rgb.shape[-2:])} (height, width)"
             raise FrameError(f"{self.name} frame {index}", expected=want, got=tuple(pha.rgb.shape[-2:]))
@@ -76,15 +76,30 @@ class Clip:
 
 def _codes(frame: Frame) -> torch.Tensor:
     """Colours (3, H, W) as sRGB codes in [0, 1]."""
-    return (colour.linear_to_srgb(frame.rgb) if frame.colour == "linear" else frame.rgb).clamp(0, 1)[0]
+    rgb = _finite(frame.rgb, frame)
+    return (colour.linear_to_srgb(rgb) if frame.colour == "linear" else rgb).clamp(0, 1)[0]
 
 
 def _coverage(frame: Frame) -> torch.Tensor:
-    """A grey picture (1, H, W) as alpha in [0, 1]: no colour, so no transfer function."""
-    spread = frame.rgb.amax(1) - frame.rgb.amin(1)
+    """A grey picture, or else its alpha channel, (1, H, W) as alpha in [0, 1]: no colour, so no transfer function."""
+    grey = _finite(frame.rgb, frame)
+    if frame.alpha is not None and not bool((frame.alpha == 1).all()):
+        if grey.amax() - grey.amin() > 1e-3 and not torch.allclose(grey, frame.alpha.expand_as(grey), atol=1e-2):
+            remedy = "Keep one of them."
+            raise FrameError(
+                frame.source, expected="one matte", got="a grey picture and an alpha channel", remedy=remedy
+            )
+        return _finite(frame.alpha, frame)[0].clamp(0, 1)
+    spread = grey.amax(1) - grey.amin(1)
     if spread.mean() > 0.05:  # a codec may leave a little
         raise FrameError(frame.source, expected="a grey picture as alpha", got="one with colours")
-    return frame.rgb.median(1).values.clamp(0, 1)
+    return grey.median(1).values.clamp(0, 1)
+
+
+def _finite(pixels: torch.Tensor, frame: Frame) -> torch.Tensor:
+    if not torch.isfinite(pixels).all():
+        raise FrameError(frame.source, expected="finite pixels", got="NaN or infinity", remedy="Render it again.")
+    return pixels
 
 
 class _Video:
@@ -178,12 +193,12 @@ def _clip(folder: Path, name: str, fgr: Path, pha: Path) -> Clip:
 
 
 def _paired(fgr: list[Path], pha: list[Path]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    """Files of the same frames in playing order: of the same names, or else of the same frame numbers."""
-    keys: tuple[Callable[[Path], object], ...] = (lambda p: p.stem, lambda p: frame_names.number(p.stem))
+    """Files of the same frames in playing order: of the same names, or else of the same numbers."""
+    keys: tuple[Callable[[Path], object], ...] = (lambda p: p.stem, lambda p: frame_names.numbers(p.stem))
     odd: list[str] = []
     for key in keys:
         ours, theirs = ({key(path): path for path in files} for files in (fgr, pha))
-        telling = len(ours) == len(fgr) and len(theirs) == len(pha) and None not in ours.keys() | theirs.keys()
+        telling = len(ours) == len(fgr) and len(theirs) == len(pha) and () not in ours.keys() | theirs.keys()
         if telling and ours.keys() == theirs.keys():
             order = sorted(ours, key=lambda frame: frame_names.natural(ours[frame].name))
             return tuple(ours[frame] for frame in order), tuple(theirs[frame] for frame in order)

@@ -105,11 +105,10 @@ def open_clip(path: str | os.PathLike, *, layer: str | None = None) -> Clip:
         I2IError: If a layer is asked of a video.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # says no, and raises nothing, for whatever cannot be asked
         return _folder(path, layer)
-    if not path.exists():
-        got = "a link to nothing" if path.is_symlink() else "nothing there"
-        raise FrameError(str(path), expected="a picture, a folder of pictures or a video", got=got)
+    if problem := _picture.what_is_wrong(path):
+        raise FrameError(str(path), expected="a picture, a folder of pictures or a video", got=problem)
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return Clip(path, (path.stem,), (path,), layer=layer)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
@@ -122,14 +121,22 @@ def open_clip(path: str | os.PathLike, *, layer: str | None = None) -> Clip:
 
 
 def _folder(path: Path, layer: str | None) -> Clip:
-    pictures, others = [], []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or entry.is_dir():
-                continue
-            # a broken link is a frame too: one that cannot be read
-            (pictures if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES else others).append(entry.name)
+    try:
+        with os.scandir(path) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and not _is_dir(entry)]
+    except OSError as error:
+        raise FrameError(str(path), expected="a folder that can be read", got=error.strerror) from None
+    pictures, others = [], []  # a broken link is a frame too: one that cannot be read
+    for name in names:
+        (pictures if Path(name).suffix.lower() in IMAGE_SUFFIXES else others).append(name)
     if not pictures:
         raise FrameError(str(path), expected="pictures (" + ", ".join(IMAGE_SUFFIXES) + ")", got="a folder with none")
     files = tuple(path / name for name in sorted(pictures, key=_names.natural))
     return Clip(path, _names.unique(files), files, layer=layer, passed_over=tuple(sorted(others, key=_names.natural)))
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from ..errors import FrameError
@@ -65,14 +66,17 @@ def layers(parts: Iterable[tuple[str, Sequence[str]]]) -> list[Layer]:
             name = name or (title if len(parts) > 1 else "")
             last = _LONG.get(last.casefold(), last.upper())
             found.setdefault((part, name), {}).setdefault(last, index)
-    return [Layer(part, name, channels) for (part, name), channels in found.items()]
+    often = Counter(name for _, name in found)  # a layer that several parts have carries the part's name too
+    named = {key: key[1] if often[key[1]] == 1 else f"{parts[key[0]][0]}.{key[1]}".strip(".") for key in found}
+    return [Layer(part, named[part, name], channels) for (part, name), channels in found.items()]
 
 
 def choose(source: str, found: Sequence[Layer], *, wanted: str | None = None, any_grey: bool = False) -> Choice:
     """The colour layer of a file.
 
-    It is the layer that was asked for; else the one without a name, or called as renderers call it (:data:`USUAL`);
-    else the only one with red, green and blue; else a luminance. Alpha is taken from the same layer only.
+    It is the layer that was asked for; else the one without a name, or the only one called as renderers call it (the
+    first of :data:`USUAL` that there is); else the only one with red, green and blue; else a luminance. Alpha is taken
+    from the same layer only.
 
     Args:
         source: The file, for errors.
@@ -93,10 +97,11 @@ def choose(source: str, found: Sequence[Layer], *, wanted: str | None = None, an
         return _named(found, wanted, refused)
     coloured = [layer for layer in found if layer.colours]
     usual = {name: index for index, name in reversed(list(enumerate(USUAL)))}
-    ranked = [(usual[key], layer) for layer in coloured if (key := _last(layer.name)) in usual]
-    if ranked or len(coloured) == 1:
-        layer = min(ranked, key=lambda pair: pair[0])[1] if ranked else coloured[0]
-        said = (f"colour is its layer {layer.name}",) if layer.name and len(found) > 1 else ()
+    ranks = [usual.get(_last(layer.name), len(USUAL)) for layer in coloured]
+    best = [layer for layer, rank in zip(coloured, ranks, strict=True) if rank == min(ranks)]
+    if len(best) == 1:
+        layer = best[0]
+        said = (f"colour is its layer {layer.name}",) if layer.name else ()
         return Choice(layer.part, layer.colours, layer.channels.get("A"), said)
     grey = [layer for layer in found if len(layer.channels.keys() - {"A"}) == 1]
     if not coloured and len(grey) == 1 and (any_grey or _GREY & grey[0].channels.keys()):

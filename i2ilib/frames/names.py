@@ -24,15 +24,14 @@ def natural(name: str) -> tuple[list, str]:
     return parts, name
 
 
-def number(stem: str) -> int | None:
-    """The frame number in a file's name without its suffix: the last whole number, or None.
+def numbers(stem: str) -> tuple[int, ...]:
+    """The whole numbers in a file's name without its suffix, from left to right: take, frame, version.
 
     Example:
-        >>> number("take2.0012"), number("s.-3"), number("plate")
-        (12, -3, None)
+        >>> numbers("take2.0012"), numbers("s.-3"), numbers("plate")
+        ((2, 12), (-3,), ())
     """
-    found = _NUMBER.findall(stem)
-    return int(found[-1]) if found else None
+    return tuple(map(int, _NUMBER.findall(stem)))
 
 
 def unique(files: Sequence[PurePath]) -> tuple[str, ...]:

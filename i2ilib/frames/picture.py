@@ -70,7 +70,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
+def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: bool = False) -> Frame:
     """Read one PNG, JPEG, TIFF or OpenEXR file of 1 to 32 bits, grey or colour, with or without alpha.
 
     An OpenEXR file gives its display window: what lies outside the data window is black and transparent, and overscan
@@ -79,6 +79,7 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
     Args:
         path: The file; its content decides on the format, not its name.
         layer: The layer of an OpenEXR file, or one channel to be read as grey; by default the colour layer.
+        coverage: The picture is a matte: its numbers count, whatever gamma the file declares.
 
     Raises:
         FrameError: If the file is missing, truncated, empty, not a picture, or does not say which of its layers is the
@@ -87,9 +88,8 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
     import OpenImageIO as oiio
 
     path = Path(path)
-    if not path.is_file():
-        got = "a link to nothing" if path.is_symlink() else "no file" if path.exists() else "nothing there"
-        raise FrameError(str(path), expected="an image file", got=got)
+    if problem := what_is_wrong(path):
+        raise FrameError(str(path), expected="an image file", got=problem)
     file = _open(path)
     try:
         kind = file.format_name()
@@ -110,6 +110,8 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
         problem = _error(file)
     finally:
         file.close()
+    if kind == "jpeg" and not problem and _cut_jpeg(path):
+        problem = "no end of the image"
     if pixels is None or problem:  # JPEG gives half a picture and an error
         raise FrameError(
             str(path),
@@ -118,19 +120,32 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None) -> Frame:
             remedy="It looks truncated or damaged: copy or render it again.",
         )
     pixels = _unit(pixels.reshape(spec.height, spec.width, -1))[..., [index - first for index in wanted]]
+    if spec.get_int_attribute("tiff:PhotometricInterpretation", 1) == 0 and str(spec.format) in ("uint16", "uint"):
+        pixels = 1 - pixels  # min is white: OpenImageIO turns only 8 bits round
     origin = (0, 0)
     if kind == "openexr":
         pixels, origin = _in_display_window(pixels, spec), (spec.full_x, spec.full_y)
     orientation = spec.get_int_attribute("Orientation", 1)
     data = torch.from_numpy(upright(pixels, orientation).transpose(2, 0, 1).copy())[None]
     rgb, alpha = data[:, : len(choice.rgb)], None if choice.alpha is None else data[:, -1:]
-    rgb, state, notes = _colour(rgb, kind, spec)
+    rgb, state, notes = (rgb, "linear", ()) if coverage else _colour(rgb, kind, spec)
     notes = (*choice.notes, *notes)
     if pages > len(parts):
         notes = (*notes, "only its first page is read")
     return Frame(
         rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1), alpha, path.stem, str(path), state, origin, notes
     )
+
+
+def what_is_wrong(path: Path) -> str:
+    """Why there is no file that can be read; empty if there is one."""
+    try:
+        if path.is_file():
+            with open(path, "rb"):
+                return ""
+        return "a link to nothing" if path.is_symlink() else "no file" if path.exists() else "nothing there"
+    except OSError as error:  # no permission, or a name that is too long
+        return error.strerror or str(error)
 
 
 def _open(path: Path):
@@ -178,6 +193,12 @@ def _parts(file, path: Path) -> list:
             size = f"{spec.full_width} x {spec.full_height}"
             raise FrameError(str(path), expected=f"at most {MOST_PIXELS} pixels", got=size, remedy="Crop or scale it.")
     return parts
+
+
+def _cut_jpeg(path: Path) -> bool:
+    """Whether the last scan of a JPEG has no end; a progressive one would look like a blurred picture."""
+    data = path.read_bytes()
+    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")  # within a scan neither occurs
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
@@ -260,6 +281,8 @@ def write_image(
     if bits not in (8, 16):
         raise I2IError("bits", expected="8 or 16", got=bits)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise FrameError(str(path), expected="a file to write", got="a folder", remedy="Move it away.")
     if suffix not in SUFFIXES:
         raise I2IError(str(path), expected="a name ending in " + ", ".join(SUFFIXES), got=repr(suffix))
     if suffix in (".jpg", ".jpeg") and pixels.shape[1] == 4:

@@ -26,6 +26,11 @@ from .picture import Frame, upright
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
 _TICKS = 90_000  # a second: the clock of MPEG, of which every usual frame rate is a divisor
+_TIMED = {"mov", "mp4", "matroska", "webm"}  # containers that keep the time at which a frame is shown
+_KEYED = {  # codecs whose key frames are marked truly and need nothing from before
+    "av1", "cfhd", "dnxhd", "ffv1", "ffvhuff", "h264", "hevc", "huffyuv", "jpeg2000", "libdav1d", "mjpeg", "mpeg1video",
+    "mpeg2video", "mpeg4", "png", "prores", "rawvideo", "theora", "utvideo", "v210", "vp8", "vp9",
+}  # fmt: skip
 _PLANES = re.compile(r"(?P<kind>gray|gbra?p|yuva4[0-9]{2}p)(9|10|12|14|16)?([lb]e)?")  # whole numbers in planes
 _ORIENTATIONS = {  # EXIF's tag by the display matrix (a, b, c, d), where a point goes from (x, y) to (ax + cy, bx + dy)
     (1, 0, 0, 1): 1,
@@ -73,16 +78,20 @@ def scan(path: str | os.PathLike) -> Index:
     path = Path(path)
     with _opened(path) as (file, stream):
         unit, fps = stream.time_base, float(stream.average_rate or 0)
+        seekable, timed = stream.codec_context.name in _KEYED, bool(_TIMED & set(file.format.name.split(",")))
+        promised = _promised(path, stream)
         packets, problem = _packets(file, stream)
-        missing = _missing(stream, packets)
+    missing = _missing(stream, packets, promised)
+    total = missing + sum(packet.shown for packet in packets) if missing else 0
     if missing:
-        safe = _without_holes(packets)
-        missing, packets = missing + len(packets) - len(safe), safe
+        packets = _without_holes(packets[:-1])  # the last one may be cut
     first = next(_decoded(path), None)
     if first is None:
         raise FrameError(str(path), expected="a video", got=problem or "no frame")
+    seekable &= "pal8" not in first.format.name  # a palette comes with the first packet alone
     shown = [packet.stamp for packet in packets if packet.shown]
-    unequal = bool(shown) and None not in shown and len(set(shown)) == len(shown)
+    timed |= all(packet.key for packet in packets)  # elsewhere time stamps may be those of decoding
+    unequal = timed and bool(shown) and None not in shown and len(set(shown)) == len(shown)
     stamps, keys = sorted(shown) if unequal else [], sorted(p.stamp for p in packets if p.key and p.stamp is not None)
     if not unequal or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
         lost: list[str] = []
@@ -92,12 +101,12 @@ def scan(path: str | os.PathLike) -> Index:
             unequal = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
     places = {stamp: place for place, stamp in enumerate(stamps)}
     return Index(
-        count=len(stamps) + missing,
+        count=max(len(stamps), total),
         times=tuple(float((stamp - stamps[0]) * unit) for stamp in stamps) if unequal else None,
         fps=fps or None,
         size=upright(np.empty((first.height, first.width, 0)), _orientation(first)).shape[:2],
         stamps=tuple(stamps) if unequal else None,
-        keys=tuple(places[key] for key in keys if key in places) if unequal else (),
+        keys=tuple(places[key] for key in keys if key in places) if unequal and seekable else (),
     )
 
 
@@ -135,6 +144,7 @@ class _Packet(NamedTuple):
     dts: int | None
     end: int | None  # stamp and duration
     key: bool
+    size: int  # bytes
     shown: bool  # not cut off by an edit list, and not empty
 
 
@@ -143,16 +153,18 @@ def _opened(path: Path):
     """The container and its first video stream; what FFmpeg cannot read is a FrameError."""
     import av
 
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise FrameError(str(path), expected="a video", got="no file")
     try:
         file = av.open(f"file:{path}", metadata_errors="replace")  # "file:", since names may hold colons
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error) or "an unknown format"
         raise FrameError(str(path), expected="a video that FFmpeg can read", got=reason) from None
     with file:
-        moving = [s for s in file.streams.video if s.codec_context is not None and s.codec_context.width]
-        if not moving:
+        stream = file.streams.best("video")  # no cover picture, and not the smaller of two
+        if stream is None or stream.codec_context is None or not stream.codec_context.width:
             raise FrameError(str(path), expected="a video", got="no stream of pictures that can be decoded")
-        yield file, moving[0]
+        yield file, stream
 
 
 def _packets(file, stream) -> tuple[list[_Packet], str]:
@@ -164,26 +176,39 @@ def _packets(file, stream) -> tuple[list[_Packet], str]:
         for p in file.demux(stream):
             if p.size or p.dts is not None:  # the last, empty packet only flushes the decoder
                 end = None if p.pts is None else p.pts + (p.duration or 0)
-                packets.append(_Packet(p.pts, p.dts, end, p.is_keyframe, p.size > 0 and not p.is_discard))
+                packets.append(_Packet(p.pts, p.dts, end, p.is_keyframe, p.size, p.size > 0 and not p.is_discard))
     except av.FFmpegError as error:
         problem = str(error)
     return packets, problem
 
 
-def _missing(stream, packets: list[_Packet]) -> int:
-    """How many packets the container promises beyond those it holds: by count, or by duration as in Matroska."""
-    if promised := stream.frames:
-        if "mp4" in stream.container.format.name:  # its count ignores the edit list, its index does not
-            promised = min(promised, len(stream.index_entries))
-        return max(promised - len(packets), 0)
-    told = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+def _promised(path: Path, stream) -> int:
+    """Packets that the container promises, known before it is read; 0 where it does not say."""
+    if "avi" in stream.container.format.name:  # its count has the gaps between frames too: only a cut file needs it
+        with open(path, "rb") as file:
+            header = file.read(8)
+        return stream.frames if int.from_bytes(header[4:], "little") + 8 > path.stat().st_size else 0
+    # the index knows what an edit list leaves, the count does not; Matroska has no count, and an index of a few frames
+    return sum(entry.size > 0 for entry in stream.index_entries) if stream.frames else 0
+
+
+def _missing(stream, packets: list[_Packet], promised: int) -> int:
+    """How many packets the container promises beyond those it holds; by duration where it does not count."""
+    if promised:
+        return max(promised - sum(packet.size > 0 for packet in packets), 0)
     ends = [packet.end for packet in packets if packet.end is not None]
-    if not told or not ends or not stream.average_rate:
-        return 0
-    hours, minutes, seconds = map(float, told.groups())
-    whole, rate = 3600 * hours + 60 * minutes + seconds, float(stream.average_rate)
-    cut = (whole - float(max(ends) * stream.time_base)) * rate > 0.5
+    whole, rate = _seconds(stream), float(stream.average_rate or 0)
+    cut = ends and (whole - float(max(ends) * stream.time_base)) * rate > 0.5
     return max(round(whole * rate) - len(packets), 0) if cut else 0
+
+
+def _seconds(stream) -> float:
+    """The duration that a header of MXF or a tag of Matroska tells, or 0."""
+    if "mxf" in stream.container.format.name and stream.duration:
+        return float(stream.duration * stream.time_base)
+    told = re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", ""))
+    hours, minutes, seconds = map(float, told.groups()) if told else (0, 0, 0)
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _without_holes(packets: list[_Packet]) -> list[_Packet]:
@@ -192,11 +217,16 @@ def _without_holes(packets: list[_Packet]) -> list[_Packet]:
     return [p for p in packets if last is None or p.stamp is None or p.stamp <= last]
 
 
-def _decoded(path: Path, *, start: int | None = None, lost: list[str] | None = None) -> Iterator:
-    """Frames as the decoder gives them, from a key frame's time stamp on; damaged packets are noted."""
+def _decoded(
+    path: Path, *, start: int | None = None, lost: list[str] | None = None, cut: set[int] | None = None
+) -> Iterator:
+    """Frames as the decoder gives them, from a key frame's time stamp on.
+
+    Errors of damaged packets are added to ``lost``, time stamps of packets that were cut off to ``cut``.
+    """
     import av
 
-    lost = [] if lost is None else lost
+    lost, cut = [] if lost is None else lost, set() if cut is None else cut
     with _opened(path) as (file, stream):
         stream.thread_type = "AUTO"
         decoder = stream.codec_context
@@ -207,6 +237,8 @@ def _decoded(path: Path, *, start: int | None = None, lost: list[str] | None = N
             file.seek(start, stream=stream)
         try:
             for packet in file.demux(stream):
+                if packet.is_corrupt and packet.size:
+                    cut.add(packet.pts)
                 try:
                     frames = decoder.decode(packet if packet.size else None)
                 except av.FFmpegError as error:
@@ -229,10 +261,11 @@ def _ends_as_told(path: Path, stamps: list[int], keys: list[int]) -> bool:
 def _judged(path: Path, start: int | None = None) -> Iterator[tuple[object, bool]]:
     """Frames, and whether each is sound: not damaged, nor made from one that is, up to the next key frame."""
     lost: list[str] = []
+    cut: set[int] = set()
     known, doubt = 0, False
     between = []  # B frames wait for the frame behind them, from which they are made too
-    for frame in _decoded(path, start=start, lost=lost):
-        doubt = ((doubt or len(lost) > known) and not frame.key_frame) or frame.is_corrupt
+    for frame in _decoded(path, start=start, lost=lost, cut=cut):
+        doubt = ((doubt or len(lost) > known) and not frame.key_frame) or frame.is_corrupt or frame.pts in cut
         known = len(lost)
         between.append((frame, doubt))
         if frame.pict_type != 3:  # B
@@ -320,11 +353,14 @@ def _converted(frame, layout: str) -> np.ndarray:
 
 def _orientation(frame) -> int:
     """EXIF's tag for the display matrix of a frame; 1 where it is none of the eight."""
-    for data in frame.side_data:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5] / 65536
-            return _ORIENTATIONS.get((a, b, c, d), 1)
-    return 1
+    try:
+        found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    except ValueError:  # side data of a kind that PyAV does not know
+        return {90: 8, -90: 6, 180: 3, -180: 3}.get(frame.rotation, 1)
+    if not found:
+        return 1
+    a, b, _, c, d = np.frombuffer(found[0], np.int32)[:5] / 65536
+    return _ORIENTATIONS.get((a, b, c, d), 1)
 
 
 def _notes(frame) -> tuple[str, ...]:
@@ -369,8 +405,9 @@ def write_video(
         raise I2IError("write_video", expected="fps (above 0) or times", got=f"fps={fps}, times={times}")
     if path.suffix.lower() not in SUFFIXES:
         raise I2IError(str(path), expected="a name ending in " + ", ".join(SUFFIXES), got=repr(path.suffix))
-    ticks = itertools.count() if times is None else _ticks(times)
-    unit = Fraction(1, _TICKS) if times is not None else 1 / Fraction(fps).limit_denominator(1001)
+    clock = 1000 if path.suffix.lower() in (".mkv", ".webm") else _TICKS
+    ticks = itertools.count() if times is None else _ticks(times, clock)
+    unit = Fraction(1, clock) if times is not None else 1 / Fraction(fps).limit_denominator(1001)
     frames = iter(frames)
     first = next(frames, None)
     if first is None:
@@ -393,10 +430,12 @@ def write_video(
             raise I2IError("times", expected="one for each frame", got=f"{len(times)} for {place + 1} frames")
 
 
-def _ticks(times: Sequence[float]) -> Iterator[int]:
-    ticks = [round(time * _TICKS) for time in times]
-    if any(a >= b for a, b in itertools.pairwise(ticks)) or (ticks and ticks[0] < 0):
-        raise I2IError("times", expected=f"seconds from 0 on, each at least 1/{_TICKS} after the one before", got=times)
+def _ticks(times: Sequence[float], clock: int) -> Iterator[int]:
+    ticks = [round(time * clock) if math.isfinite(time) else -1 for time in times]
+    gaps = [b - a for a, b in itertools.pairwise(ticks)]
+    if min(ticks, default=0) < 0 or min(gaps, default=1) < 1 or max(gaps, default=0) >= 2**31:
+        want = f"seconds from 0 on, each from 1/{clock} to {2**31 // clock} after the one before"
+        raise I2IError("times", expected=want, got=times)
     return iter(ticks)
 
 

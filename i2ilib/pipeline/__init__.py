@@ -17,7 +17,7 @@ from .. import colour, patches
 from ..deploy import Runner
 from ..errors import FrameError, I2IError
 from ..frames import COLOURS, Clip, Frame, stored_colour, write_image
-from ..runtime import atomic_path
+from ..runtime import atomic_path, discard_parts
 from .job import JobFolder, open_job
 
 
@@ -84,7 +84,8 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
 def _straight(rgb: torch.Tensor, frame: Frame, options: MatteOptions) -> torch.Tensor:
     if options.input_alpha == "ignore" or frame.alpha is None:
         return rgb
-    return torch.where(frame.alpha > 0, rgb / frame.alpha.clamp_min(1e-6), rgb)
+    most = torch.finfo(rgb.dtype).max  # a highlight over little alpha may exceed it
+    return torch.where(frame.alpha > 0, rgb / frame.alpha.clamp_min(1e-6), rgb).clamp(-most, most)
 
 
 def run_patches(runner: Runner, mapped: torch.Tensor, options: MatteOptions) -> Iterator[torch.Tensor]:
@@ -229,7 +230,7 @@ def plan_clip(
     job = open_job(out, about | (identity or {}), overwrite=overwrite, by_content=by_content)
     results = {name: (out / "alpha" / f"{name}{suffix}", out / "rgba" / f"{name}{suffix}") for name in clip.names}
     sources = {name: job.source(clip.source(name)) for name in clip.names}
-    kept = tuple(name for name in clip.names if job.keeps(name, sources[name], results[name]))
+    kept = tuple(name for name in clip.names if job.keeps(sources[name], results[name]))
     return ClipPlan(clip, options, job, results, sources, kept, premultiply)
 
 
@@ -280,12 +281,17 @@ def run_plan(runner: Runner | None, plan: ClipPlan, *, progress: bool = True) ->
     """
     clip, options = plan.clip, plan.options
     report = ClipReport(kept=list(plan.kept), passed_over=list(clip.passed_over))
+    if changed := [name for name in plan.kept if not plan.job.untouched(plan.results[name])]:
+        report.notes["its results were changed since they were written, and are kept"] = changed
     plan.job.claim()
+    for files in zip(*plan.results.values(), strict=True):
+        discard_parts(*files)
     if clip.times:
         _write_times(plan.job.out / "timecodes.txt", clip.times)
 
     def write(name: str, frame: Frame, alpha: torch.Tensor) -> None:
         files = plan.results[name]
+        plan.job.begin(files)
         rgba = cut_out(frame, alpha, options, suffix=files[0].suffix, premultiply=plan.premultiply)
         write_image(files[1], rgba, premultiplied=plan.premultiply, origin=frame.origin)
         write_image(files[0], alpha, origin=frame.origin)
@@ -299,7 +305,7 @@ def run_plan(runner: Runner | None, plan: ClipPlan, *, progress: bool = True) ->
             name, future = writing.popleft()
             try:
                 future.result()
-                plan.job.note(name, plan.sources[name], plan.results[name])
+                plan.job.note(plan.sources[name], plan.results[name])
                 report.written.append(name)
             except FrameError as error:
                 report.failed[name] = str(error)

@@ -1,8 +1,9 @@
 """A job folder: which job its frames belong to, and which of them are whole results of sources as they are now.
 
 ``job.json`` tells the job. ``frames.jsonl`` has a line for every frame that was written: the job that wrote it, and
-the state of its source and of its results. A line is added when both results are on disk, so what a killed run or an
-interrupted overwrite left behind is never taken for a result of the job at hand.
+the state of its source and of its results. A line is added before a frame is written, which revokes what is there, and
+another when both results are on disk. So what a killed run or an interrupted overwrite left behind is never taken for a
+result of the job at hand.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class JobFolder:
     about: dict
     fingerprint: str
     by_content: bool
-    records: dict[str, dict]  # by frame; of this job alone
+    records: dict[str, dict]  # by the name of the result files; of this job alone
 
     def claim(self) -> None:
         """Write down whose the folder is from now on."""
@@ -38,26 +39,37 @@ class JobFolder:
     def source(self, path: Path) -> dict | None:
         """The state of a source: size and time, and its SHA-256 where content decides; None if it cannot be had."""
         try:
+            if not path.is_file():  # reading a pipe would wait for ever
+                return None
             state = _state(path)
             return state | {"sha256": _sha256(path, **state)} if self.by_content else state
         except OSError:
             return None
 
-    def keeps(self, name: str, source: dict | None, results: Sequence[Path]) -> bool:
+    def keeps(self, source: dict | None, results: Sequence[Path]) -> bool:
         """Whether the results of a frame are whole, of this job, and of the source as it is."""
-        record = self.records.get(name)
+        record = self.records.get(results[0].name)
         if record is None or source is None:
             return False
         keys = ("sha256",) if self.by_content else ("size", "mtime_ns")
         if any(record["source"].get(key) != source[key] for key in keys):
             return False
-        return all(path.is_file() for path in results) and all(
-            _state(path) == state or _readable(path) for path, state in zip(results, record["results"], strict=True)
-        )
+        return all(path.is_file() for path in results) and (self.untouched(results) or all(map(_readable, results)))
 
-    def note(self, name: str, source: dict | None, results: Sequence[Path]) -> None:
+    def untouched(self, results: Sequence[Path]) -> bool:
+        """Whether the results of a frame are the files that were written."""
+        return [*map(_state, results)] == self.records[results[0].name]["results"]
+
+    def begin(self, results: Sequence[Path]) -> None:
+        """Write down that a frame's results are no longer to be relied on."""
+        self._add({"file": results[0].name, "job": None})
+
+    def note(self, source: dict | None, results: Sequence[Path]) -> None:
         """Write down that a frame's results are on disk."""
-        record = {"frame": name, "job": self.fingerprint, "source": source or {}, "results": [*map(_state, results)]}
+        state = {"source": source or {}, "results": [*map(_state, results)]}
+        self._add({"file": results[0].name, "job": self.fingerprint} | state)
+
+    def _add(self, record: dict) -> None:
         with open(self._log, "a", encoding="utf-8") as file:
             file.write(_line(record))
 
@@ -101,14 +113,15 @@ def _owner(out: Path) -> str | None:
 
 
 def _records(log: Path, fingerprint: str) -> dict[str, dict]:
-    """The last line of every frame; a line that a kill cut short is passed over."""
-    records = {}
+    """The last line of every frame, if it is of this job; a line that a kill cut short is passed over."""
+    records: dict[str, dict] = {}
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     for line in lines:
         try:
             record = json.loads(line)
+            records.pop(record["file"], None)
             if record["job"] == fingerprint and isinstance(record["source"], dict) and len(record["results"]) == 2:
-                records[record["frame"]] = record
+                records[record["file"]] = record
         except (ValueError, KeyError, TypeError):
             continue
     return records

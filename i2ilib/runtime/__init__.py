@@ -315,17 +315,20 @@ def _short(path: Path) -> str:
     return path.stem if len(name) <= 200 else hashlib.sha256(name).hexdigest()[:32]
 
 
-def discard_parts(path: str | os.PathLike) -> None:
-    """Delete what killed processes left of ``path``: the temporary files of :func:`atomic_path`, and no others.
+def discard_parts(*paths: str | os.PathLike) -> None:
+    """Delete what killed processes left of files: the temporary files of :func:`atomic_path`, and no others.
 
     Args:
-        path: The file that was to be written; nobody may be writing it.
+        paths: The files that were to be written; nobody may be writing them.
     """
-    path = Path(path)
-    name = re.compile(rf"\.{re.escape(_short(path))}-[0-9a-f]{{8}}\.part{re.escape(path.suffix)}")
-    for part in path.parent.glob(".*"):
-        if name.fullmatch(part.name) and part.is_file():
-            part.unlink(missing_ok=True)
+    by_folder: dict[Path, set[tuple[str, str]]] = {}
+    for path in map(Path, paths):
+        by_folder.setdefault(path.parent, set()).add((_short(path), path.suffix))
+    for folder, known in by_folder.items():
+        for part in folder.glob(".*.part*"):
+            name = re.fullmatch(r"\.(.*)-[0-9a-f]{8}\.part(\.[^.]*)?", part.name, re.DOTALL)
+            if name and (name[1], name[2] or "") in known and part.is_file():
+                part.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike, data: object) -> None:
