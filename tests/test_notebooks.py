@@ -57,6 +57,25 @@ def no_stored_errors(notebook):
             yield from (f"cell {i} stored {name}" for name in errors)
 
 
+def exercises_grade_the_reader(notebook):
+    """A stub, a check that is run on it, and a folded solution of another name with the same check and a mistake."""
+    cells = code_cells(notebook)
+    for place, (i, stub) in enumerate(cells):
+        if "raise NotImplementedError" not in source(stub):
+            continue
+        (name,) = re.findall(r"^(?:def|class) (\w+)", source(stub), re.MULTILINE)[-1:] or [None]
+        check, solution = ([cell for _, cell in cells[place + 1 : place + 3]] + [None] * 2)[:2]
+        if name is None or check is None or f"grade(check_{name}, {name})" not in source(check):
+            yield f"the stub in cell {i} is not graded in the next one"
+        elif solution is None or not solution["metadata"].get("jupyter", {}).get("source_hidden"):
+            yield f"the exercise of cell {i} has no folded solution"
+        elif f"def {name}(" in source(solution) or f"class {name}(" in source(solution):
+            yield f"the solution redefines {name}"
+        else:
+            wanted = (f"grade(check_{name}, {name}_solution", f"finds(check_{name}, ")
+            yield from (f"no {call}) behind cell {i}" for call in wanted if call not in source(solution))
+
+
 def outputs_are_tagged(notebook):
     """A cell that emits output says whether the output is compared; one that emits none says nothing."""
     for i, cell in code_cells(notebook):
@@ -140,6 +159,7 @@ RULES = [
     kernel,
     run_in_order,
     no_stored_errors,
+    exercises_grade_the_reader,
     outputs_are_tagged,
     outputs_are_clean,
     opens_with_a_contract,
@@ -177,6 +197,12 @@ def code(text, count, *outputs, tags=()):
     }
 
 
+def folded(text, count):
+    cell = code(text, count)
+    cell["metadata"]["jupyter"] = {"source_hidden": True}
+    return cell
+
+
 def stream(text, name="stdout"):
     return {"output_type": "stream", "name": name, "text": [text]}
 
@@ -192,7 +218,9 @@ GOOD = {
         prose("word " * 300),
         code("%matplotlib inline\nimport i2ilib\nfrom i2ilib import patches\nrun = i2ilib.start()", 1),
         code("print(patches.PATCH)", 2, stream("256\n"), tags=["nbval-check-output"]),
-        code("raise NotImplementedError", None, tags=["nbval-skip", "raises-exception"]),
+        code("def half(x):\n    raise NotImplementedError", 3),
+        code("def check_half(half):\n    ...\n\n\ngrade(check_half, half)", 4),
+        folded("def half_solution(x): ...\ngrade(check_half, half_solution)\nfinds(check_half, abs)", 5),
         prose("## Recap\n\n## References"),
     ],
 }
@@ -215,6 +243,12 @@ def test_a_good_notebook_passes():
         (run_in_order, lambda nb: nb["cells"][3].update(execution_count=5)),
         (run_in_order, lambda nb: nb["cells"][3].update(execution_count=None)),
         (no_stored_errors, lambda nb: nb["cells"][3]["outputs"].append({"output_type": "error", "ename": "KeyError"})),
+        (exercises_grade_the_reader, lambda nb: nb["cells"][5].update(source="half(1)")),
+        (exercises_grade_the_reader, lambda nb: nb["cells"].pop(6)),
+        (exercises_grade_the_reader, lambda nb: nb["cells"][6]["metadata"].pop("jupyter")),
+        (exercises_grade_the_reader, lambda nb: nb["cells"][6].update(source="def half(x): ...")),
+        (exercises_grade_the_reader, lambda nb: nb["cells"][6].update(source="grade(check_half, half_solution)")),
+        (exercises_grade_the_reader, lambda nb: nb["cells"][6].update(source="finds(check_half, abs)")),
         (outputs_are_tagged, lambda nb: nb["cells"][3]["metadata"].update(tags=[])),
         (outputs_are_tagged, lambda nb: nb["cells"][3]["metadata"].update(tags=list(COMPARED))),
         (outputs_are_clean, lambda nb: nb["cells"][3]["outputs"].append(stream("warning", "stderr"))),
