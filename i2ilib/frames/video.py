@@ -55,7 +55,7 @@ class Index:
         fps: Average rate, or None.
         size: Height and width of the first frame as shown, pixels.
         stamps: The stream's own time stamp of each frame; None where they do not tell frames apart.
-        keys: Frames at which decoding can begin.
+        keys: Time stamps at which decoding can begin.
     """
 
     count: int
@@ -69,16 +69,16 @@ class Index:
 def scan(path: str | os.PathLike) -> Index:
     """Find the frames of a video.
 
-    The time stamps of packets are trusted if no two are equal and both ends of the video decode to just these;
-    otherwise the whole video is decoded once.
+    Time stamps of packets are trusted if the container keeps the times of showing, no two are equal, and both ends of
+    the video decode to just these; otherwise the whole video is decoded once.
 
     Raises:
         FrameError: If the file is no video or holds no frame.
     """
     path = Path(path)
     with _opened(path) as (file, stream):
-        unit, fps = stream.time_base, float(stream.average_rate or 0)
-        seekable, timed = stream.codec_context.name in _KEYED, bool(_TIMED & set(file.format.name.split(",")))
+        unit, fps, codec = stream.time_base, float(stream.average_rate or 0), stream.codec_context.name
+        timed = bool(_TIMED & set(file.format.name.split(",")))
         promised = _promised(path, stream)
         packets, problem = _packets(file, stream)
     missing = _missing(stream, packets, promised)
@@ -88,25 +88,23 @@ def scan(path: str | os.PathLike) -> Index:
     first = next(_decoded(path), None)
     if first is None:
         raise FrameError(str(path), expected="a video", got=problem or "no frame")
-    seekable &= "pal8" not in first.format.name  # a palette comes with the first packet alone
-    shown = [packet.stamp for packet in packets if packet.shown]
-    timed |= all(packet.key for packet in packets)  # elsewhere time stamps may be those of decoding
-    unequal = timed and bool(shown) and None not in shown and len(set(shown)) == len(shown)
-    stamps, keys = sorted(shown) if unequal else [], sorted(p.stamp for p in packets if p.key and p.stamp is not None)
-    if not unequal or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
+    stamps, keys = [], []
+    if timed or all(packet.key for packet in packets):  # else the stamps may be those of decoding
+        stamps, keys = _told(packets)
+    if not stamps or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
         lost: list[str] = []
         decoded = [frame.pts for frame in _decoded(path, lost=lost)]
-        if not (unequal and (lost or missing)):  # of what was lost the packets alone tell
+        if not stamps or not (lost or missing):  # of what was lost the packets alone tell
             stamps, keys = decoded, []
-            unequal = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
-    places = {stamp: place for place, stamp in enumerate(stamps)}
+    increasing = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
+    seekable = codec in _KEYED and "pal8" not in first.format.name  # a palette comes with the first packet alone
     return Index(
         count=max(len(stamps), total),
-        times=tuple(float((stamp - stamps[0]) * unit) for stamp in stamps) if unequal else None,
+        times=tuple(float((stamp - stamps[0]) * unit) for stamp in stamps) if increasing else None,
         fps=fps or None,
         size=upright(np.empty((first.height, first.width, 0)), _orientation(first)).shape[:2],
-        stamps=tuple(stamps) if unequal else None,
-        keys=tuple(places[key] for key in keys if key in places) if unequal and seekable else (),
+        stamps=tuple(stamps) if increasing else None,
+        keys=tuple(sorted({*keys} & {*stamps})) if increasing and seekable else (),
     )
 
 
@@ -124,8 +122,9 @@ def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterat
         The place and the frame: sRGB codes in [0, 1], with alpha where the video has it.
     """
     path, last, ahead, frames = Path(path), 0, None, _placed(Path(path), index, 0)
+    keys = [bisect.bisect_left(index.stamps, stamp) for stamp in index.keys]  # their places
     for place in wanted:
-        key = index.keys[bisect.bisect_right(index.keys, place) - 1] if index.keys and index.keys[0] <= place else 0
+        key = keys[bisect.bisect_right(keys, place) - 1] if keys and keys[0] <= place else 0
         if key > last + 1:
             ahead, frames = None, _placed(path, index, key)
         while ahead is None or ahead[0] < place:
@@ -247,6 +246,14 @@ def _decoded(
                 yield from frames
         except av.FFmpegError as error:  # the container ends in the middle of something
             lost.append(str(error))
+
+
+def _told(packets: list[_Packet]) -> tuple[list[int], list[int]]:
+    """Time stamps of all frames and of the key frames, in order; none where they do not tell frames apart."""
+    stamps = [packet.stamp for packet in packets if packet.shown]
+    if None in stamps or len(set(stamps)) < len(stamps):
+        return [], []
+    return sorted(stamps), sorted(packet.stamp for packet in packets if packet.key and packet.stamp is not None)
 
 
 def _ends_as_told(path: Path, stamps: list[int], keys: list[int]) -> bool:
