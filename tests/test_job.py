@@ -281,6 +281,14 @@ def test_a_matte_has_the_display_window_of_its_plate(tmp_path, suffix):
     assert read_image(tmp_path / f"out/rgba/w{suffix}").rgb.shape == (1, 3, 256, 256)
 
 
+def test_an_anamorphic_plate_keeps_its_pixels(tmp_path):
+    exr(tmp_path / "a.exr", "RGB", flat(0.1, 0.2, 0.3), display=(3, -2, 5, 4), data=(3, -2), PixelAspectRatio=2.0)
+    run(tmp_path / "a.exr", tmp_path / "out", suffix=".exr")
+    for kind in ("alpha", "rgba"):
+        frame = read_image(tmp_path / f"out/{kind}/a.exr")
+        assert (frame.aspect, frame.origin) == (2.0, (3, -2))
+
+
 def test_linear_light_in_a_png_is_encoded(tmp_path):
     run(png_with(tmp_path / "g.png", 100000), tmp_path / "out")
     assert read_image(tmp_path / "out/alpha/g.png").rgb.mean() == pytest.approx(

@@ -33,6 +33,7 @@ class Frame:
         source: What to name in an error: a path, or a path with a frame number.
         colour: "srgb" or "linear", by what the file is and says; None: by the suffix of ``source``.
         origin: (x, y) of the first pixel, as OpenEXR's display window has it.
+        aspect: Width of a pixel over its height, as OpenEXR tells it; 2 for many anamorphic plates.
         notes: What a user should know of how the file was read, one sentence each.
     """
 
@@ -42,6 +43,7 @@ class Frame:
     source: str
     colour: str | None = None
     origin: tuple[int, int] = (0, 0)
+    aspect: float = 1.0
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -122,9 +124,10 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: b
     pixels = _unit(pixels.reshape(spec.height, spec.width, -1))[..., [index - first for index in wanted]]
     if spec.get_int_attribute("tiff:PhotometricInterpretation", 1) == 0 and str(spec.format) in ("uint16", "uint"):
         pixels = 1 - pixels  # min is white: OpenImageIO turns only 8 bits round
-    origin = (0, 0)
+    origin, aspect = (0, 0), 1.0
     if kind == "openexr":
         pixels, origin = _in_display_window(pixels, spec), (spec.full_x, spec.full_y)
+        aspect = spec.get_float_attribute("PixelAspectRatio", 1.0)
     orientation = spec.get_int_attribute("Orientation", 1)
     data = torch.from_numpy(upright(pixels, orientation).transpose(2, 0, 1).copy())[None]
     rgb, alpha = data[:, : len(choice.rgb)], None if choice.alpha is None else data[:, -1:]
@@ -132,9 +135,8 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: b
     notes = (*choice.notes, *notes)
     if pages > len(parts):
         notes = (*notes, "only its first page is read")
-    return Frame(
-        rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1), alpha, path.stem, str(path), state, origin, notes
-    )
+    rgb = rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1)
+    return Frame(rgb, alpha, path.stem, str(path), state, origin, aspect, notes)
 
 
 def what_is_wrong(path: Path) -> str:
@@ -257,6 +259,7 @@ def write_image(
     bits: int = 16,
     premultiplied: bool = False,
     origin: tuple[int, int] = (0, 0),
+    aspect: float = 1.0,
 ) -> None:
     """Write a picture, whole or not at all.
 
@@ -268,6 +271,7 @@ def write_image(
         premultiplied: Whether the colours were multiplied by alpha already; recorded where the format can. Colours are
             stored as they come either way.
         origin: (x, y) of the first pixel; kept by OpenEXR alone.
+        aspect: Width of a pixel over its height; kept by OpenEXR alone.
 
     Raises:
         FrameError: If the picture cannot be written, or holds NaN or infinity and the format is one of integers.
@@ -305,6 +309,7 @@ def write_image(
     spec.attribute("oiio:ColorSpace", "lin_rec709_scene" if suffix == ".exr" else "srgb_rec709_scene")
     if suffix == ".exr":
         spec.x, spec.y = spec.full_x, spec.full_y = origin
+        spec.attribute("PixelAspectRatio", float(aspect))
     if channels == 4:
         spec.alpha_channel = 3
         if not premultiplied or suffix == ".png":  # PNG knows no other alpha, and would be divided by it

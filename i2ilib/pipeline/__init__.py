@@ -293,8 +293,9 @@ def run_plan(runner: Runner | None, plan: ClipPlan, *, progress: bool = True) ->
         files = plan.results[name]
         plan.job.begin(files)
         rgba = cut_out(frame, alpha, options, suffix=files[0].suffix, premultiply=plan.premultiply)
-        write_image(files[1], rgba, premultiplied=plan.premultiply, origin=frame.origin)
-        write_image(files[0], alpha, origin=frame.origin)
+        where = {"origin": frame.origin, "aspect": frame.aspect}
+        write_image(files[1], rgba, premultiplied=plan.premultiply, **where)
+        write_image(files[0], alpha, **where)
 
     bar = tqdm(total=len(clip), initial=len(report.kept), desc="matte", unit="frame", disable=not progress)
     writing: deque[tuple[str, Future]] = deque()
