@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from .. import colour
 from ..errors import FrameError, I2IError
 from ..runtime import atomic_path
-from .layers import choose, layers
+from .layers import Choice, choose, layers
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr")
 COLOURS = ("srgb", "linear")
 MOST_PIXELS = 2**28  # 16384 x 16384; a display window may claim anything
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # of JPEG, but for those within coded data
 _HALF = float(np.finfo(np.float16).max)
 _REC709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
 
@@ -87,8 +89,6 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: b
         FrameError: If the file is missing, truncated, empty, not a picture, or does not say which of its layers is the
             colour; the message names it.
     """
-    import OpenImageIO as oiio
-
     path = Path(path)
     if problem := what_is_wrong(path):
         raise FrameError(str(path), expected="an image file", got=problem)
@@ -100,30 +100,9 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: b
         found = layers((spec.getattribute("oiio:subimagename") or "", spec.channelnames) for spec in parts)
         choice = choose(str(path), found, wanted=layer, any_grey=kind != "openexr")
         spec = parts[choice.part]
-        wanted = [*choice.rgb, *([] if choice.alpha is None else [choice.alpha])]
-        first = min(wanted)
-        # pixels in the type of the file: OpenImageIO's own conversion to float is off by one unit in the last place
-        kinds = {str(spec.channelformat(index)) for index in choice.rgb}
-        if (kind == "openexr" and "uint" in kinds) or "LAB" in str(spec.getattribute("tiff:ColorSpace")):
-            got = "CIELAB" if kind == "tiff" else "whole numbers, as of object ids"
-            raise FrameError(str(path), expected="RGB or grey", got=got, remedy="Convert it, or choose another layer.")
-        floating = kinds <= {"half", "float"}
-        pixels = file.read_image(choice.part, 0, first, max(wanted) + 1, oiio.FLOAT if floating else oiio.UNKNOWN)
-        problem = _error(file)
+        pixels = _stored(file, path, spec, choice)
     finally:
         file.close()
-    if kind == "jpeg" and not problem and _cut_jpeg(path):
-        problem = "no end of the image"
-    if pixels is None or problem:  # JPEG gives half a picture and an error
-        raise FrameError(
-            str(path),
-            expected="an image that can be decoded whole",
-            got=problem.splitlines()[0] if problem else "no pixels",
-            remedy="It looks truncated or damaged: copy or render it again.",
-        )
-    pixels = _unit(pixels.reshape(spec.height, spec.width, -1))[..., [index - first for index in wanted]]
-    if spec.get_int_attribute("tiff:PhotometricInterpretation", 1) == 0 and str(spec.format) in ("uint16", "uint"):
-        pixels = 1 - pixels  # min is white: OpenImageIO turns only 8 bits round
     origin, aspect = (0, 0), 1.0
     if kind == "openexr":
         pixels, origin = _in_display_window(pixels, spec), (spec.full_x, spec.full_y)
@@ -137,6 +116,35 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: b
         notes = (*notes, "only its first page is read")
     rgb = rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1)
     return Frame(rgb, alpha, path.stem, str(path), state, origin, aspect, notes)
+
+
+def _stored(file, path: Path, spec, choice: Choice) -> np.ndarray:
+    """The chosen channels (H, W, C) float32: colours first, then alpha; whole, or an error."""
+    import OpenImageIO as oiio
+
+    kind, kinds = file.format_name(), {str(spec.channelformat(index)) for index in choice.rgb}
+    if (kind == "openexr" and "uint" in kinds) or "LAB" in str(spec.getattribute("tiff:ColorSpace")):
+        got = "CIELAB" if kind == "tiff" else "whole numbers, as of object ids"
+        raise FrameError(str(path), expected="RGB or grey", got=got, remedy="Convert it, or choose another layer.")
+    wanted = [*choice.rgb, *([] if choice.alpha is None else [choice.alpha])]
+    first = min(wanted)
+    # integers in their own type: OpenImageIO's conversion to float is off by one unit in the last place
+    type_ = oiio.FLOAT if kinds <= {"half", "float"} else oiio.UNKNOWN
+    pixels = file.read_image(choice.part, 0, first, max(wanted) + 1, type_)
+    problem = _error(file)
+    if kind == "jpeg" and not problem and _cut_jpeg(path.read_bytes()):
+        problem = "no end of the image"
+    if pixels is None or problem:  # JPEG gives half a picture and an error
+        raise FrameError(
+            str(path),
+            expected="an image that can be decoded whole",
+            got=problem.splitlines()[0] if problem else "no pixels",
+            remedy="It looks truncated or damaged: copy or render it again.",
+        )
+    pixels = _unit(pixels.reshape(spec.height, spec.width, -1))[..., [index - first for index in wanted]]
+    if spec.get_int_attribute("tiff:PhotometricInterpretation", 1) == 0 and str(spec.format) in ("uint16", "uint"):
+        return 1 - pixels  # min is white: OpenImageIO turns only 8 bits round
+    return pixels
 
 
 def what_is_wrong(path: Path) -> str:
@@ -197,10 +205,24 @@ def _parts(file, path: Path) -> list:
     return parts
 
 
-def _cut_jpeg(path: Path) -> bool:
-    """Whether the last scan of a JPEG has no end; a progressive one would look like a blurred picture."""
-    data = path.read_bytes()
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")  # within a scan neither occurs
+def _cut_jpeg(data: bytes) -> bool:
+    """Whether a JPEG ends before its end marker; a progressive one would look like a blurred picture.
+
+    Markers are followed from the start: previews lie before the image, and telephones append films behind it.
+    """
+    at = 2
+    while data[at : at + 1] == b"\xff":
+        marker = data[at + 1 : at + 2]
+        if marker == b"\xd9":
+            return False
+        if marker == b"\xff":  # a byte that only fills
+            at += 1
+            continue
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == b"\xda":  # coded data follow, up to the next marker
+            found = _MARKER.search(data, at)
+            at = found.start() if found else len(data)
+    return at >= len(data)  # else something that the decoder has judged
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:

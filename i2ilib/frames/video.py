@@ -22,7 +22,7 @@ import torch
 
 from ..errors import FrameError, I2IError
 from ..runtime import atomic_path
-from .picture import Frame, upright
+from .picture import Frame, upright, what_is_wrong
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
 _TICKS = 90_000  # a second: the clock of MPEG, of which every usual frame rate is a divisor
@@ -152,8 +152,8 @@ def _opened(path: Path):
     """The container and its first video stream; what FFmpeg cannot read is a FrameError."""
     import av
 
-    if not path.is_file():  # reading a pipe would wait for ever
-        raise FrameError(str(path), expected="a video", got="no file")
+    if problem := what_is_wrong(path):  # reading a pipe would wait for ever
+        raise FrameError(str(path), expected="a video", got=problem)
     try:
         file = av.open(f"file:{path}", metadata_errors="replace")  # "file:", since names may hold colons
     except (av.FFmpegError, OSError, ValueError) as error:

@@ -216,7 +216,17 @@ def plan_clip(
     overwrite: bool = False,
     by_content: bool = False,
 ) -> ClipPlan:
-    """Find out which frames of a clip a job has still to matte; nothing is written. Arguments as :func:`matte_clip`.
+    """Find out which frames of a clip a job has still to matte; nothing is written.
+
+    Args:
+        clip: From :func:`i2ilib.frames.open_clip`.
+        out: Folder of the job; made when it runs.
+        options: Colour, mapping, patches.
+        suffix: ".png" or ".tif" (sRGB, 16 bits) or ".exr" (linear, half float).
+        premultiply: Colours of the RGBA times alpha; by default only in OpenEXR.
+        identity: What else the results depend on (weights, backend); part of the job's fingerprint.
+        overwrite: Write again what is there.
+        by_content: Know a source that has changed by its content instead of size and time, which takes a reading.
 
     Raises:
         I2IError: If ``out`` holds the results of another job, or the format is unknown.
@@ -240,12 +250,8 @@ def matte_clip(
     out: str | os.PathLike,
     options: MatteOptions | None = None,
     *,
-    suffix: str = ".png",
-    premultiply: bool | None = None,
-    identity: dict | None = None,
-    overwrite: bool = False,
-    by_content: bool = False,
     progress: bool = True,
+    **how,
 ) -> ClipReport:
     """Matte every frame of a clip into ``out/alpha/<name>`` and ``out/rgba/<name>``, 16 bits a channel.
 
@@ -257,18 +263,13 @@ def matte_clip(
         clip: From :func:`i2ilib.frames.open_clip`.
         out: Folder; made if absent.
         options: Colour, mapping, patches.
-        suffix: ".png" or ".tif" (sRGB, 16 bits) or ".exr" (linear, half float).
-        premultiply: Colours of the RGBA times alpha; by default only in OpenEXR.
-        identity: What else the results depend on (weights, backend); part of the job's fingerprint.
-        overwrite: Write again what is there.
-        by_content: Know a source that has changed by its content instead of size and time, which takes a reading.
         progress: Show a bar.
+        **how: Format, identity and what to keep, as in :func:`plan_clip`.
 
     Raises:
         I2IError: If ``out`` holds the results of another job, or the format is unknown.
     """
-    more = {"premultiply": premultiply, "identity": identity, "overwrite": overwrite, "by_content": by_content}
-    return run_plan(runner, plan_clip(clip, out, options, suffix=suffix, **more), progress=progress)
+    return run_plan(runner, plan_clip(clip, out, options, **how), progress=progress)
 
 
 def run_plan(runner: Runner | None, plan: ClipPlan, *, progress: bool = True) -> ClipReport:
