@@ -44,6 +44,7 @@ FLOAT = 32  # bits of the arms that are not quantised
 # the finer the grid, the smaller the steps: of the rates in `rates`, the best on the validation frames at 8 and 4 bits
 MATTING_LR = {8: 1e-5, 6: 3e-5, 5: 3e-5, 4: 1e-4}
 ENLARGING_LR = {8: 1e-4, 6: 1e-4, 5: 3e-4, 4: 1e-3}
+RECORDS = {"matting": "ptq_qat_matting", "super-resolution": "ptq_qat_super_resolution"}  # in data/results, by task
 HIGHER_IS_BETTER = {"iou": True, "mse": False, "psnr_db": True, "ssim": True}  # "iou/ines" is the IoU of a clip
 
 
@@ -316,13 +317,16 @@ class Arm:
 # of the matting paper, sections 3.3 and 4.1: 10 to 15 iterations; it does not tell the rate of the thresholds
 PAPER = {"steps": 15, "lr": 5e-8, "threshold_lr": 1e-2}
 NAMES = (
-    "float", "float continued", "continued, then PTQ", "PTQ", "PTQ repaired", "PTQ tail-aware",
-    "QAT as published", "QAT", "QAT live BatchNorm",
+    "float", "float continued", "continued, then PTQ", "continued, then PTQ with both", "PTQ", "PTQ repaired",
+    "PTQ tail-aware", "PTQ with both", "QAT as published", "QAT", "QAT live BatchNorm",
 )  # fmt: skip
+BOTH = {"repair": True, "tail_aware": True}
+SMOKE = ("PTQ", "continued, then PTQ with both", "QAT")  # at preset "smoke"
+RARE = ("PTQ repaired", "QAT as published", "QAT live BatchNorm")  # not at preset "quick"
 
 
 def arms(task: Task, *, steps: int, bits: Sequence[int] = (8, 6, 5, 4), names: Sequence[str] = NAMES) -> list[Arm]:
-    """The arms of the study: all of :data:`NAMES` at 8 bits, PTQ and QAT at fewer.
+    """The arms of the study: all of :data:`NAMES` at 8 bits; PTQ, QAT and their controls at fewer.
 
     Args:
         task: Gives the rates.
@@ -340,9 +344,11 @@ def arms(task: Task, *, steps: int, bits: Sequence[int] = (8, 6, 5, 4), names: S
     found = [Arm("float", FLOAT), Arm("float continued", FLOAT, steps, task.lr[8])]
     for n in bits:
         trained = {"steps": steps, "lr": task.lr[n], "threshold_lr": task.threshold_lr}
-        found += [Arm("PTQ", n), Arm("QAT", n, **trained)]
+        continued = {"steps": steps, "lr": task.lr[8], "float_first": True}
+        found += [Arm("PTQ", n), Arm("PTQ with both", n, **BOTH), Arm("QAT", n, **trained)]
+        found += [Arm("continued, then PTQ", n, **continued)]
+        found += [Arm("continued, then PTQ with both", n, **continued, **BOTH)]
         if n == 8:
-            found.append(Arm("continued, then PTQ", steps=steps, lr=task.lr[8], float_first=True))
             found += [Arm("PTQ repaired", repair=True), Arm("PTQ tail-aware", tail_aware=True)]
             found.append(Arm("QAT as published", **PAPER))
             if any(isinstance(module, nn.BatchNorm2d) for module in task.model.modules()):
@@ -363,13 +369,15 @@ def arrive(task: Task, arm: Arm, seed: int, folder: str | os.PathLike) -> tuple[
         The network: float, or quantised. ``losses``, twenty means along the training; ``moved``, how many fix
         positions are others than after calibration.
     """
-    if arm.bits == FLOAT or arm.float_first:
-        model, losses = _continued(task, arm.steps, arm.lr, seed) if arm.steps else (task.model, [])
-        network = model if arm.bits == FLOAT else quantise(model, task.calibration(seed), bits=arm.bits)
-        return network, {"losses": losses} if losses else {}
-    batches, start = _calibrated(task, arm.bits, arm.repair, seed)
-    if not arm.steps:
-        return (tail_aware(start, batches) if arm.tail_aware else start), {}
+    model, how = task.model, {}
+    if arm.steps and (arm.float_first or arm.bits == FLOAT):
+        model, losses = _continued(task, arm.steps, arm.lr, seed)
+        how = {"losses": losses}
+    if arm.bits == FLOAT:
+        return model, how
+    batches, start = _calibrated(task, model, arm.bits, arm.repair, seed)
+    if arm.float_first or not arm.steps:
+        return (tail_aware(start, batches) if arm.tail_aware else start), how
     trainable = Trainable(task.model, batches, start=start, bits=arm.bits)
     rates = {"lr": arm.lr, "threshold_lr": arm.threshold_lr, "batch_norm": arm.batch_norm}
     history = fine_tune(trainable, task.source(seed), task.loss, folder, steps=arm.steps, **rates, progress=False)
@@ -384,10 +392,12 @@ def _continued(task: Task, steps: int, lr: float, seed: int) -> tuple[nn.Module,
     return model, _thin(train_float(model, task.source(seed), task.loss, steps=steps, lr=lr))
 
 
-@functools.lru_cache(maxsize=2)  # most arms start from the one before
-def _calibrated(task: Task, bits: int, repair: bool, seed: int) -> tuple[list[torch.Tensor], Quantised]:
+@functools.lru_cache(maxsize=2)  # most arms start from one of the two before
+def _calibrated(
+    task: Task, model: nn.Module, bits: int, repair: bool, seed: int
+) -> tuple[list[torch.Tensor], Quantised]:
     batches = task.calibration(seed)
-    return batches, quantise(task.model, batches, bits=bits, equalise=repair, correct_bias=repair)
+    return batches, quantise(model, batches, bits=bits, equalise=repair, correct_bias=repair)
 
 
 def _thin(losses: list[float], parts: int = 20) -> list[float]:
@@ -521,81 +531,105 @@ PAIRS = (  # what is asked, arm against arm; at the same bits where both are qua
     ("PTQ", "float"),
     ("PTQ repaired", "PTQ"),
     ("PTQ tail-aware", "PTQ"),
-    ("PTQ tail-aware", "float"),
-    ("QAT", "PTQ tail-aware"),
-    ("QAT as published", "PTQ"),
-    ("QAT", "PTQ"),
-    ("QAT", "float"),
-    ("QAT live BatchNorm", "QAT"),
+    ("PTQ with both", "PTQ"),
+    ("PTQ with both", "float"),
     ("float continued", "float"),
     ("continued, then PTQ", "PTQ"),
+    ("continued, then PTQ with both", "PTQ with both"),
+    ("QAT as published", "PTQ"),
+    ("QAT", "PTQ"),
+    ("QAT", "PTQ with both"),
     ("QAT", "continued, then PTQ"),
+    ("QAT", "continued, then PTQ with both"),
+    ("QAT", "float"),
     ("QAT", "float continued"),
+    ("QAT live BatchNorm", "QAT"),
 )
 
 
-def verdicts(summary: Sequence[dict]) -> list[dict]:
-    """Which arm is better than which: where the means differ by more than the standard deviations joined.
+def verdicts(rows: Sequence[dict]) -> list[dict]:
+    """Which arm is better than which: where the interval of the difference, seed by seed, leaves out 0.
+
+    Seeds are paired: both arms drew the same calibration patches and batches (:func:`i2ilib.metrics.paired`).
 
     Args:
-        summary: From :func:`summarise`, of two seeds or more.
+        rows: From :func:`study`, of two seeds or more, of one task or several.
 
     Returns:
         For each of :data:`PAIRS`, number of bits and metric: ``task``, ``arm``, ``against``, ``bits``, ``metric``,
-        ``difference`` (of the means), ``noise`` (root of the sum of both variances) and ``verdict``: "better",
+        ``difference`` (mean over the seeds), ``low`` and ``high`` (95 % interval), ``n`` and ``verdict``: "better",
         "worse" or "no difference".
 
     Raises:
-        I2IError: If the summary is of single seeds.
+        I2IError: If an arm has a single seed, or two arms have not the same seeds.
     """
-    if any(row["n"] < 2 for row in summary):
+    groups: dict[tuple, dict[int, dict]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["arm"], row["bits"]), {})[row["seed"]] = row["scores"]
+    if any(len(group) < 2 for group in groups.values()):
         raise I2IError("verdicts", expected="two seeds or more", got="one", remedy="Run the study with more seeds.")
     found = []
-    for (arm, against), a, b in ((pair, a, b) for pair in PAIRS for a in summary for b in summary):
-        same = a["task"] == b["task"] and (a["bits"] == b["bits"] or b["bits"] == FLOAT)
-        if not same or (a["arm"], b["arm"]) != (arm, against):
-            continue
-        for metric, score in a["scores"].items():
-            other = b["scores"][metric]
-            difference, noise = score["mean"] - other["mean"], math.hypot(score["std"], other["std"])
-            up = (difference > 0) == HIGHER_IS_BETTER[metric.partition("/")[0]]
-            verdict = "no difference" if abs(difference) <= noise else "better" if up else "worse"
-            row = {"task": a["task"], "arm": arm, "against": against, "bits": a["bits"], "metric": metric}
-            found.append(row | {"difference": difference, "noise": noise, "verdict": verdict})
+    for arm, against in PAIRS:
+        for (task, name, bits), ours in groups.items():
+            theirs = groups.get((task, against, bits)) or groups.get((task, against, FLOAT))
+            if name != arm or theirs is None:
+                continue
+            if ours.keys() != theirs.keys():
+                raise I2IError("rows", expected="the same seeds", got=f"{task}, {arm}: others than {against}")
+            for metric in ours[min(ours)]:
+                pair = [[side[seed][metric] for seed in sorted(ours)] for side in (ours, theirs)]
+                difference = metrics.paired(*pair)
+                word = difference.verdict(higher_is_better=HIGHER_IS_BETTER[metric.partition("/")[0]])
+                about = {"task": task, "arm": arm, "against": against, "bits": bits, "metric": metric}
+                found.append(about | difference._asdict() | {"verdict": word})
     return found
 
 
 # --- the command -------------------------------------------------------------------------------------
 
 
-def tasks(run: runtime.Run, folder: str | os.PathLike = runtime.ROOT / "runs" / "ptq_qat") -> dict[str, Task]:
+def tasks(
+    run: runtime.Run,
+    folder: str | os.PathLike = runtime.ROOT / "runs" / "ptq_qat",
+    *,
+    names: Sequence[str] = ("matting", "sr"),
+) -> dict[str, Task]:
     """The two tasks at the size of a preset: on the sample clip, at "full" matting on all six actors.
+
+    Args:
+        run: Gives the preset.
+        folder: For the float network of super-resolution.
+        names: Which; matting at "full" renders the actors where they are not there, which takes an hour or more.
 
     Returns:
         By name, "matting" and "sr".
     """
     sample = videomatte.clips(runtime.DATA / "sample")[0]
-    clips, few = [sample], {"calibration": run.pick(smoke=8, quick=32, full=64)}
-    few |= {"every": run.pick(smoke=3, quick=1, full=1)}
-    if run.preset == "full":
-        for actor in synthetic.ACTORS:  # rendered where they are not there
-            synthetic.write_clip(synthetic.DEFAULT_ROOT, actor, frames=75, height=512, width=768)
-        names = {f"{actor.name}_768x512" for actor in synthetic.ACTORS}
-        clips = [clip for clip in videomatte.clips(synthetic.DEFAULT_ROOT) if clip.name in names]
-    model, meta = models.pretrained("matting_actors")
-    return {
-        "matting": matting(clips, model, mode=meta["trained"]["mode"], q_in=meta["q_in"], **few),
-        "sr": super_resolution(sample, folder, steps=run.pick(smoke=20, quick=500, full=2500), **few),
-    }
+    few = {"calibration": run.pick(smoke=8, quick=32, full=64), "every": run.pick(smoke=3, quick=1, full=1)}
+    made = {}
+    if "matting" in names:
+        clips = _actors() if run.preset == "full" else [sample]
+        model, meta = models.pretrained("matting_actors")
+        made["matting"] = matting(clips, model, mode=meta["trained"]["mode"], q_in=meta["q_in"], **few)
+    if "sr" in names:
+        made["sr"] = super_resolution(sample, folder, steps=run.pick(smoke=20, quick=500, full=2500), **few)
+    return made
+
+
+def _actors() -> list[videomatte.Clip]:
+    for actor in synthetic.ACTORS:
+        synthetic.write_clip(synthetic.DEFAULT_ROOT, actor, frames=75, height=512, width=768)
+    names = {f"{actor.name}_768x512" for actor in synthetic.ACTORS}
+    return [clip for clip in videomatte.clips(synthetic.DEFAULT_ROOT) if clip.name in names]
 
 
 def size(run: runtime.Run) -> dict[str, object]:
-    """Arguments of :func:`study` for a preset: smoke takes seconds, quick minutes, full half an hour."""
+    """Arguments of :func:`study` for a preset: smoke takes seconds, quick minutes, full half an hour or more."""
     return {
-        "seeds": run.pick(smoke=1, quick=2, full=3),
+        "seeds": run.pick(smoke=1, quick=3, full=3),
         "steps": run.pick(smoke=3, quick=50, full=100),
         "bits": run.pick(smoke=(8,), quick=(8, 4), full=(8, 6, 5, 4)),
-        "names": run.pick(smoke=("PTQ", "QAT"), quick=(*NAMES[:4], "PTQ tail-aware", "QAT"), full=NAMES),
+        "names": run.pick(smoke=SMOKE, quick=tuple(name for name in NAMES if name not in RARE), full=NAMES),
     }
 
 
@@ -611,20 +645,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     run = runtime.start(0, preset=options.preset)
     settings = size(run) | ({} if options.seeds is None else {"seeds": options.seeds})
-    if options.record and (options.task or settings["seeds"] < 2):
-        parser.error("what is recorded holds both tasks and 2 seeds or more")
+    if options.record and settings["seeds"] < 2:
+        parser.error("what is recorded holds 2 seeds or more")
     folder = runtime.ROOT / "runs" / "ptq_qat" / run.preset
-    made = tasks(run, folder)
-    chosen = [made[name] for name in options.task or made]
-    rows = [row for task in chosen for row in study(task, **settings, folder=folder)]
-    result = settings | {"tasks": {task.name: task.about for task in chosen}}
-    result |= {"seconds": round(sum(row["seconds"] for row in rows), 1), "rows": rows, "summary": summarise(rows)}
-    result["verdicts"] = verdicts(result["summary"]) if settings["seeds"] > 1 else []
+    made = tasks(run, folder, names=options.task or ("matting", "sr"))
+    results = {task.name: report(task, **settings, folder=folder) for task in made.values()}
     if options.rates:
-        result["rates"] = [row for task in chosen for row in rates(task, steps=settings["steps"], folder=folder)]
+        swept = [row for task in made.values() for row in rates(task, steps=settings["steps"], folder=folder)]
+        results["rates"] = {"tasks": {task.name: task.about for task in made.values()}, "rows": swept}
     if options.record:
-        runtime.record("ptq_qat", run, result)
-    print(json.dumps(result, indent=2) if options.json else table(result["summary"]))
+        for name, result in results.items():
+            runtime.record((RECORDS | {"rates": "ptq_qat_rates"})[name], run, result)
+    summary = [row for task in made.values() for row in results[task.name]["summary"]]
+    print(json.dumps(results, indent=2) if options.json else table(summary))
+
+
+def report(task: Task, **settings) -> dict:
+    """A task's study with its statistics, as it is recorded.
+
+    Args:
+        task: See :func:`study`.
+        settings: Its arguments.
+
+    Returns:
+        The settings but ``folder``; ``about`` the task; ``seconds``; ``rows`` of :func:`study`; ``summary`` of them,
+        and ``verdicts`` (none of a single seed).
+    """
+    rows = study(task, **settings)
+    result = {key: value for key, value in settings.items() if key not in ("folder", "progress")}
+    result |= {"about": task.about, "seconds": round(sum(row["seconds"] for row in rows), 1), "rows": rows}
+    return result | {"summary": summarise(rows), "verdicts": verdicts(rows) if settings["seeds"] > 1 else []}
 
 
 def table(summary: Sequence[dict]) -> str:

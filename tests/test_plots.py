@@ -381,7 +381,10 @@ def test_qat_shows_loss_walk_and_positions():
     paths = {line.get_label(): line.get_ydata() for line in walks.lines if len(line.get_xdata()) == 4}
     np.testing.assert_allclose(paths["a"], np.array(walk["a"]) - 1)
     np.testing.assert_allclose(paths["b"], np.array(walk["b"]) + 2)
-    assert len(paths) == 3 and set(texts(figure.legends[0].get_texts())) == {"a", "b"}
+    assert len(paths) == 2 and set(texts(figure.legends[0].get_texts())) == {"all", "middle half", "a", "b"}
+    everything, middle = (band.get_datalim(walks.transData).intervaly for band in walks.collections)
+    assert everything.tolist() == [-1.2, 0.2] or np.allclose(everything, [-1.2, 0.2])
+    assert everything[0] < middle[0] and middle[1] < everything[1]
     levels = [line.get_ydata()[0] for line in walks.lines if len(line.get_xdata()) == 2]
     assert levels == [-2, -1, 0, 1]
     numbers = {line.get_label(): line.get_ydata().tolist() for line in count.lines}

@@ -468,7 +468,8 @@ def qat_figure(
     """How a network trains with its integers in the loop: loss, walk of the thresholds, and positions that changed.
 
     A threshold is drawn from the end of the octave that it began in: it starts between -1 and 0, and where it crosses
-    a whole number its fix position changes by one, down as the threshold grows.
+    a whole number its fix position changes by one, down as the threshold grows. Two bands hold all thresholds and the
+    middle half of them.
 
     Args:
         losses: One a step: ``history.steps["loss"]``.
@@ -506,16 +507,16 @@ def _walk(axes: Sequence[plt.Axes], thresholds: Mapping[str, Sequence[float]], s
     paths = paths - octave[:, :1]
     at = np.arange(1, steps + 1)
     named = np.argsort(-np.ptp(paths, axis=1), kind="stable")[:highlight]
-    for i, path in enumerate(paths):
-        if i not in named:
-            walks.plot(at, path, color=GREY, lw=0.7, alpha=0.35)
+    for share, shade in ((100, 0.15), (50, 0.3)):  # of the tensors
+        edges = np.percentile(paths, (50 - share / 2, 50 + share / 2), axis=0)
+        walks.fill_between(at, *edges, color=GREY, alpha=shade, lw=0, label="all" if share == 100 else "middle half")
     for colour, i in zip(np.resize(PALETTE[:5], len(named)), named, strict=True):
         walks.plot(at, paths[i], color=colour, lw=1.5, label=list(thresholds)[i])
     low, high = math.floor(paths.min()), math.ceil(paths.max())
     for line in range(low, high + 1):
         walks.axhline(line, color=INK, lw=0.8, alpha=0.5)
     walks.set(title="Thresholds", ylabel="$\\log_2 t$ less its octave's end", ylim=(low - 0.05, high + 0.05))
-    walks.get_figure().legend(*walks.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7)
+    walks.get_figure().legend(*walks.get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=7.5)
     moved = octave[:, :1] - octave  # of the fix position: it falls as the threshold grows
     for colour, label, number in ((BLUE, "finer", (moved > 0).sum(0)), (RED, "coarser", (moved < 0).sum(0))):
         count.plot(at, number, color=colour, drawstyle="steps-post", label=label)
