@@ -318,11 +318,12 @@ class Arm:
 PAPER = {"steps": 15, "lr": 5e-8, "threshold_lr": 1e-2}
 NAMES = (
     "float", "float continued", "continued, then PTQ", "continued, then PTQ with both", "PTQ", "PTQ repaired",
-    "PTQ tail-aware", "PTQ with both", "QAT as published", "QAT", "QAT live BatchNorm",
+    "PTQ tail-aware", "PTQ with both", "QAT as published", "QAT", "QAT moving thresholds", "QAT live BatchNorm",
 )  # fmt: skip
+MOVING_LR = 0.1  # of thresholds: of the rates in `rates`, the only one at which positions move before they are frozen
 BOTH = {"repair": True, "tail_aware": True}
 SMOKE = ("PTQ", "continued, then PTQ with both", "QAT")  # at preset "smoke"
-RARE = ("PTQ repaired", "QAT as published", "QAT live BatchNorm")  # not at preset "quick"
+RARE = ("PTQ repaired", "QAT as published", "QAT moving thresholds", "QAT live BatchNorm")  # not at preset "quick"
 
 
 def arms(task: Task, *, steps: int, bits: Sequence[int] = (8, 6, 5, 4), names: Sequence[str] = NAMES) -> list[Arm]:
@@ -346,6 +347,7 @@ def arms(task: Task, *, steps: int, bits: Sequence[int] = (8, 6, 5, 4), names: S
         trained = {"steps": steps, "lr": task.lr[n], "threshold_lr": task.threshold_lr}
         continued = {"steps": steps, "lr": task.lr[8], "float_first": True}
         found += [Arm("PTQ", n), Arm("PTQ with both", n, **BOTH), Arm("QAT", n, **trained)]
+        found += [Arm("QAT moving thresholds", n, **trained | {"threshold_lr": MOVING_LR})]
         found += [Arm("continued, then PTQ", n, **continued)]
         found += [Arm("continued, then PTQ with both", n, **continued, **BOTH)]
         if n == 8:
@@ -543,6 +545,8 @@ PAIRS = (  # what is asked, arm against arm; at the same bits where both are qua
     ("QAT", "continued, then PTQ with both"),
     ("QAT", "float"),
     ("QAT", "float continued"),
+    ("QAT moving thresholds", "QAT"),
+    ("QAT moving thresholds", "continued, then PTQ with both"),
     ("QAT live BatchNorm", "QAT"),
 )
 
