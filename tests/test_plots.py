@@ -77,6 +77,7 @@ def test_fixed_point_figure_shows_the_view():
     clipped = plots.fixed_point_figure(grey)
     entered, left = [ax for ax in clipped.axes if ax.containers]
     assert len(entered.containers) == 1 and len(left.containers) == 2
+    assert [ax.get_xlabel() for ax in (entered, left)] == ["INT8 code", "INT8 code (red: saturated)"]
     assert f"{100 * grey.stats['saturated_share_out']:.2f} % saturated" in left.get_title(loc="left")
     scales = [next(ax for ax in f.axes if ax.images and ax.images[0].norm.vmax == 255) for f in (figure, clipped)]
     assert len({(ax.images[0].norm.vmin, ax.images[0].norm.vmax) for ax in scales}) == 1  # one scale for every view

@@ -241,16 +241,17 @@ def _code_histogram(ax: plt.Axes, histogram: torch.Tensor, saturated: torch.Tens
     """Share of samples for each INT8 code; what saturated is coloured."""
     total = histogram.sum().item()
     share = 100 * histogram.numpy() / total
-    ax.bar(np.arange(-128, 128), share, width=1.0, color=PALETTE[0], linewidth=0, label="all samples")
+    ax.bar(np.arange(-128, 128), share, width=1.0, color=PALETTE[0], linewidth=0)
+    xlabel = "INT8 code"
     if saturated.any():
         clipped = 100 * saturated.numpy() / total
-        ax.bar((-128, 127), clipped, width=3.0, color=PALETTE[1], linewidth=0, label="saturated")
-    ax.set(xlim=(-132, 132), xticks=range(-128, 129, 64), xlabel="INT8 code", ylabel="samples, %", title=title)
+        ax.bar((-128, 127), clipped, width=3.0, color=PALETTE[1], linewidth=0)
+        xlabel += " (red: saturated)"  # a legend would cover bars at some setting
+    ax.set(xlim=(-132, 132), xticks=range(-128, 129, 64), xlabel=xlabel, ylabel="samples, %", title=title)
     ax.set_yscale("symlog", linthresh=1)
     ax.set(ylim=(0, 100), yticks=(0, 1, 10, 100))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.label_outer()
-    ax.legend(loc="upper left", borderaxespad=0.2)
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
