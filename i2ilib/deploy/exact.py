@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..quant import Quantised
+from ..quant.integer import int8_pays
 from ..runtime import cpu_name, versions
 from .runner import Serial
 
@@ -27,7 +28,7 @@ class ExactRunner(Serial):
         return {
             "target": "exact integers",
             "device": cpu_name(),
-            "precision": "int8",
+            "precision": "int8" if int8_pays() else "int8-float",  # integers as float32 values
             "versions": versions("torch"),
             "origin": "measured",
         }
