@@ -91,6 +91,8 @@ def test_rates_of_the_whole(designs):
     assert one.slowest == one.fps[1]
     assert one.pairs_per_second == pytest.approx(200e6 / (8 * 1_638_400))
     assert [branch.delivered for branch in one.branches] == [one.fps[0], one.fps[1], one.fps[1]]  # fed by the slow one
+    three = designs[3]
+    assert [branch.delivered for branch in three.branches] == [three.fps[0], three.fps[2], three.fps[2]]  # held up
     assert [branch.delivered for branch in designs[4].branches] == list(designs[4].fps)
 
 

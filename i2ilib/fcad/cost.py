@@ -206,7 +206,7 @@ class BranchResult:
     cycles: tuple[int, ...]  # by stage, of one frame
     stage_dsp: tuple[int, ...]
     stage_bram: tuple[int, ...]
-    delivered: float  # FPS; below ``fps`` where a branch that feeds it is slower, which the paper leaves aside
+    delivered: float  # FPS; below ``fps`` where it shares stages with a slower branch, which the paper leaves aside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,15 +308,22 @@ def evaluate(config: Config) -> Evaluation:
         branches.append(BranchResult(name, sum(dsp), sum(bram), bits * rate, fps, efficiency, ops, batch, *stages, fps))
     work = sum(branch.fps * branch.ops for branch in branches)
     peak = operations_per_dsp(space.bits) * sum(branch.dsp for branch in branches) * space.frequency_hz
-    return Evaluation(_throttled(space, branches), work / peak)
+    return Evaluation(_at_one_pace(space, config.batch, branches), work / peak)
 
 
-def _throttled(space: DesignSpace, branches: list[BranchResult]) -> tuple[BranchResult, ...]:
-    """The branches with what they deliver: none is faster than those that feed it."""
+def _at_one_pace(space: DesignSpace, batch: tuple[int, ...], branches: list[BranchResult]) -> tuple[BranchResult, ...]:
+    """The branches with what they deliver: of those that share stages the slowest sets the pace."""
+    group, images, longest = {}, {}, {}
     for p in space.order:
-        least = min([branches[p].fps, *(branches[q].delivered for q in space.shared_from(p))])
-        branches[p] = dataclasses.replace(branches[p], delivered=least)
-    return tuple(branches)
+        feeders = sorted(space.shared_from(p))
+        images[p] = images[feeders[0]] if feeders else batch[p]
+        longest[p] = max(branches[p].cycles) * _ceil(images[p], batch[p])  # copies may take turns
+        joined = {group[f] for f in feeders}
+        group[p] = min(joined, default=p)
+        group.update({q: group[p] for q, g in group.items() if g in joined})
+    pace = {g: max(longest[p] for p in group if group[p] == g) for g in group.values()}
+    rates = [images[p] * (space.frequency_hz / pace[group[p]]) for p in range(len(branches))]
+    return tuple(dataclasses.replace(branch, delivered=rate) for branch, rate in zip(branches, rates, strict=True))
 
 
 def operations_per_dsp(bits: int) -> int:

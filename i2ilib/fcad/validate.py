@@ -38,17 +38,7 @@ def at_one_pace(config: Config) -> tuple[float, ...]:
     Returns:
         By branch, for all its copies.
     """
-    space, result = config.space, evaluate(config)
-    group, images, cycles = {}, {}, {}
-    for p in space.order:
-        feeders = sorted(space.shared_from(p))
-        images[p] = images[feeders[0]] if feeders else config.batch[p]
-        cycles[p] = max(result.branches[p].cycles) * -(-images[p] // config.batch[p])  # copies may take turns
-        joined = {group[f] for f in feeders}
-        group[p] = min(joined, default=p)
-        group.update({q: group[p] for q, g in group.items() if g in joined})
-    pace = {g: max(cycles[p] for p in group if group[p] == g) for g in group.values()}
-    return tuple(images[p] * space.frequency_hz / pace[group[p]] for p in range(len(space.pipelines)))
+    return tuple(branch.delivered for branch in evaluate(config).branches)
 
 
 def compare(config: Config, *, frames: int = 4, bandwidth: float = math.inf) -> pd.DataFrame:

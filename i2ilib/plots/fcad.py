@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 BLUE, RED, GREEN, AMBER, VIOLET, GREY = PALETTE
 BRANCHES = (BLUE, GREEN, VIOLET, AMBER, RED, GREY)  # a colour a branch, in the order of the outputs
-CROWDED = 24  # columns from which a stage's channels and factors have no room beneath it
+NARROW, CROWDED = 10, 24  # columns from which captions take more lines; from which they have no room
+POINTS = 7.5  # size of a caption
+SETS = (  # of factors
+    {"color": BLUE, "lw": 4.5, "alpha": 0.35},
+    {"color": GREEN, "lw": 2.6, "alpha": 0.65},
+    {"color": VIOLET, "lw": 1.0, "ls": (0, (5, 2))},
+)
 WHITE = [patheffects.withStroke(linewidth=2.2, foreground="white")]
 CAUSES = {"busy": GREEN, "starved": GRID, "blocked": AMBER, "weights": RED}
 CAUSE_NAMES = {"busy": "busy", "starved": "no input", "blocked": "no room", "weights": "no weights"}
@@ -45,11 +51,12 @@ def pipelines(design: DesignSpace | Config, *, title: str = "") -> Figure:
     """The accelerator: a row a branch, a box a stage, arrows where maps go, a triangle where one is upsampled.
 
     Beneath a stage stand its number, its channels, the map that it computes and, of a configuration, cpf × kpf × h;
-    where there are very many, only number and map.
+    where there are very many, only the number, and the map where it changes.
 
     Args:
         design: A design space: a box's area is its multiplications. Or a configuration of it: the area is its DSP, and
-            the filled part the share of the time in which it works.
+            the filled part the share of the time in which it works; of a branch that waits for others that it shares
+            stages with, "30.5 of 61.0 FPS" are delivered.
         title: Above the picture.
     """
     space = design.space if isinstance(design, Config) else design
@@ -81,8 +88,9 @@ class _Places:
         self.last = max(max(row) for row in self.columns)
         self.width = max(self.last + 1.5, 8.0)
         self.inch = (WIDTH - 0.2) / self.width  # of a unit
-        self.size = 7.5 if self.last < 10 else 6.5 if self.last < 15 else 5.4 if self.last < 20 else 4.6  # points
-        captions = ((lines if self.last < CROWDED else 2) * 1.35 * self.size / 72 + 0.05) / self.inch
+        if self.last >= NARROW:  # channels, and factors, on two lines
+            lines = 2 * lines - 2
+        captions = ((lines if self.last < CROWDED else 2) * 1.35 * POINTS / 72 + 0.05) / self.inch
         self.rows, self.labels, y = [], [], 0.0
         for j, pipeline in enumerate(space.pipelines):
             spans = [
@@ -123,23 +131,27 @@ def _draw_pipelines(ax: plt.Axes, design: DesignSpace | Config, place: _Places) 
         label = pipeline.name
         if evaluation is not None:
             branch = evaluation.branches[j]
-            label += f": {branch.fps:.1f} FPS, {branch.dsp} DSP, {branch.bram} BRAM"
+            held = f"{branch.delivered:.1f} of " if branch.delivered < branch.fps else ""
+            label += f": {held}{branch.fps:.1f} FPS, {branch.dsp} DSP, {branch.bram} BRAM"
         x = place.columns[j][0] - (0.38 if place.columns[j][0] else 0.5)  # right of the fork
         ax.text(x, place.labels[j], label, color=colour, size=9, weight="bold", va="bottom", zorder=6)
         for i, stage in enumerate(pipeline.stages):
             x, busy = place.columns[j][i], 1.0
             if evaluation is not None:
-                busy = evaluation.branches[j].cycles[i] / max(evaluation.branches[j].cycles)
+                busy = branch.cycles[i] * branch.delivered / (branch.batch * space.frequency_hz)
             _box(ax, x, y, side[j, i], colour, busy)
-            said = _map(stage.height, stage.width)
+            said, end = _map(stage.height, stage.width), "\n" if place.last >= NARROW else ""
             if place.last < CROWDED:
-                said = f"{stage.in_channels}→{stage.out_channels}\n{said}"
+                said = f"{stage.in_channels}→{end}{stage.out_channels}\n{said}"
                 if evaluation is not None:
-                    said += "\n" + "×".join(map(str, design.factors[j][i]))
+                    cpf, kpf, h = design.factors[j][i]
+                    said += f"\n{cpf}×{kpf}{end}×{h}"
+            elif i and said == _map(pipeline.stages[i - 1].height, pipeline.stages[i - 1].width):
+                said = ""
             under = y - place.side / 2 - 0.04 / place.inch
-            ax.text(x, under, f"{i + 1}", ha="center", va="top", size=place.size, weight="bold", zorder=5)
-            under -= 1.3 * place.size / 72 / place.inch
-            ax.text(x, under, said, ha="center", va="top", size=place.size, linespacing=1.15, zorder=5)
+            ax.text(x, under, f"{i + 1}", ha="center", va="top", size=POINTS, weight="bold", zorder=5)
+            under -= 1.3 * POINTS / 72 / place.inch
+            ax.text(x, under, said, ha="center", va="top", size=POINTS, linespacing=1.15, zorder=5)
         _wires(ax, space, j, place, side)
     ax.set(xlim=(-0.75, place.width - 0.75), ylim=(-place.height, 0), aspect="equal", anchor="W")
     ax.axis("off")
@@ -179,8 +191,9 @@ def _wires(ax: plt.Axes, space: DesignSpace, j: int, place: _Places, side: dict[
                 ax.plot([fork, fork], [rows[q], y], color=GREY, lw=0.9, zorder=1.5)
                 ax.annotate("", (x - half, y), (fork, y), arrowprops=style, zorder=2)
         if stage.upsample > 1:
-            ax.plot(x + 0.42, y, ">", ms=0.6 * place.size, color=AMBER, mec="white", mew=0.3, zorder=4)
-            ax.text(x + 0.43, y + 0.1, f"×{stage.upsample}", ha="center", va="bottom", size=0.8 * place.size, zorder=4)
+            ax.plot(x + 0.42, y, ">", ms=4.5, color=AMBER, mec="white", mew=0.3, zorder=4)
+            at = (x + 0.43, y + 0.05 / place.inch)
+            ax.text(*at, f"×{stage.upsample}", ha="center", va="bottom", size=POINTS, zorder=4, path_effects=WHITE)
     if not any((j, len(stages) - 1) in stage.sources for pipeline in space.pipelines for stage in pipeline.stages):
         x, half = columns[j][-1], side[j, len(stages) - 1] / 2
         ax.annotate("", (x + 0.66, rows[j]), (x + half, rows[j]), arrowprops=style, zorder=2)
@@ -213,7 +226,8 @@ def occupancy(designs: Mapping[str, Evaluation], budget: Budget | Mapping[str, B
         ax.axvline(1, color=RED if reach > 1.0005 else INK, lw=1.2, ls="--")
         limits = sorted({getattr(budgets[name], resource) / unit for name in designs})
         of = "–".join(f"{value:.4g}" for value in dict.fromkeys((limits[0], limits[-1])))
-        ax.set(xlim=(0, 1.22 * reach), ylim=(len(designs) - 0.45, -0.55), title=f"{label}: budget {of}")
+        ax.set(xlim=(0, 1.22 * reach), ylim=(len(designs) - 0.45, -0.55))
+        ax.set_title(f"{label}: budget {of}", size=9)
         ax.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         ax.set_xticks(np.arange(0, 1.01, 0.25) if reach < 1.6 else np.arange(0, reach + 0.5, 0.5))
         ax.grid(axis="y", visible=False)
@@ -274,7 +288,7 @@ def overview(
     for hertz in (90, 120):
         if hertz < 1.3 * most:
             ax.axhline(hertz, color=AMBER, lw=1, ls="--", zorder=1)
-            ax.text(0, hertz, f" {hertz} Hz", size=7, va="bottom")
+            ax.text(0, hertz, f" {hertz} Hz", size=7.5, va="bottom")
     ax.set(xlim=(0, reach), ylim=(0, 1.15 * most), xlabel="DSP")
     ax.set_ylabel(RATES["slowest" if set(config.batch) == {1} else objective], size=8)
     ax.legend(loc="upper left", fontsize=7.5, borderaxespad=0.2)
@@ -521,9 +535,8 @@ def fronts(
     for ax, (resource, label) in zip(axes, RESOURCES.items(), strict=True):
         unit = 1e9 if resource == "bandwidth" else 1
         for k, curve in enumerate(curves.values()):
-            best = _best(getattr(curve, resource) / unit, curve.rate)
-            ax.step(*best, where="post", color=BRANCHES[k % len(BRANCHES)], lw=1.4)
-            ax.plot(*best, "o", ms=2.2, color=BRANCHES[k % len(BRANCHES)])
+            look = SETS[k % len(SETS)]  # where two coincide, both are seen: the thinner above the wider
+            ax.step(*_best(getattr(curve, resource) / unit, curve.rate), where="post", zorder=2 + 0.1 * k, **look)
         for name, (rate, found) in stars.items():
             at = (getattr(found, resource) / unit, rate)
             ax.plot(*at, "*", ms=11, mfc="white", mec=RED, mew=1.1, ls="", zorder=5)
@@ -537,7 +550,7 @@ def fronts(
         ax.set(xlabel=label, ylim=(0, 1.08 * top))
         ax.set_xlim(0, None)
     axes[0].set_ylabel(RATES[objective])
-    handles = [Line2D([], [], color=BRANCHES[k % len(BRANCHES)], label=name) for k, name in enumerate(curves)]
+    handles = [Line2D([], [], label=name, **SETS[k % len(SETS)]) for k, name in enumerate(curves)]
     if stars:
         handles.append(Line2D([], [], ls="", marker="*", ms=11, mfc="white", mec=RED, label="paper"))
     if budget is not None:
