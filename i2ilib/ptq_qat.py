@@ -323,6 +323,10 @@ NAMES = (
 MOVING_LR = 0.1  # of thresholds: of the rates in `rates`, the only one at which positions move before they are frozen
 BOTH = {"repair": True, "tail_aware": True}
 SMOKE = ("PTQ", "continued, then PTQ with both", "QAT")  # at preset "smoke"
+QUICK = ("float", "float continued", "PTQ with both", *SMOKE)  # at preset "quick"
+MOVING_LR = 0.1  # of thresholds: of the rates in `rates`, the only one at which positions move before they are frozen
+BOTH = {"repair": True, "tail_aware": True}
+SMOKE = ("PTQ", "continued, then PTQ with both", "QAT")  # at preset "smoke"
 RARE = ("PTQ repaired", "QAT as published", "QAT moving thresholds", "QAT live BatchNorm")  # not at preset "quick"
 
 
@@ -633,7 +637,7 @@ def size(run: runtime.Run) -> dict[str, object]:
         "seeds": run.pick(smoke=1, quick=3, full=3),
         "steps": run.pick(smoke=3, quick=50, full=100),
         "bits": run.pick(smoke=(8,), quick=(8, 4), full=(8, 6, 5, 4)),
-        "names": run.pick(smoke=SMOKE, quick=tuple(name for name in NAMES if name not in RARE), full=NAMES),
+        "names": run.pick(smoke=SMOKE, quick=QUICK, full=NAMES),
     }
 
 

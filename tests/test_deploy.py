@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import subprocess
 import sys
+import types
 
 import numpy as np
 import onnx
@@ -100,6 +101,8 @@ RUNNERS += ["int8-float", "onnxruntime", "onnxruntime-int8", "exact"]
 
 @pytest.mark.parametrize("name", RUNNERS)
 def test_runner_computes_the_network(net, files, batch, reference, name, quantised):
+    if name == "openvino-bf16" and not status(name):
+        pytest.skip("no unit for bf16 here; the test below sees that it is refused")
     runner, bound = make(name, net, files, quantised)
     with runner:
         assert isinstance(runner, Runner)
@@ -110,6 +113,12 @@ def test_runner_computes_the_network(net, files, batch, reference, name, quantis
         flying = [runner.submit(part) for part in batch.split(1) for _ in range(3)]
         for i, future in enumerate(flying):  # each answer belongs to its question
             assert (future.result() - reference[i // 3]).abs().max() <= bound
+
+
+@pytest.mark.parametrize(("pays", "label"), [(True, "int8"), (False, "int8-float")])
+def test_exact_integers_say_what_they_are_computed_in(quantised, monkeypatch, pays, label):
+    monkeypatch.setattr("i2ilib.deploy.exact.int8_pays", lambda: pays)
+    assert ExactRunner(quantised).describe()["precision"] == label
 
 
 @pytest.mark.parametrize("precision", ["int8", "int8-float"])
@@ -150,6 +159,33 @@ def test_a_smaller_batch_is_padded_and_another_size_is_prepared(files, batch, re
 def test_float_network_is_not_passed_off_as_int8(files):
     with pytest.raises(IntegrityError, match="every convolution in INT8"):
         OpenVinoRunner(files[0], precision="int8").prepare((1, 3, 64, 64))
+
+
+def test_bf16_says_how_many_layers_ran_in_it(files, batch, monkeypatch):
+    runner = OpenVinoRunner(files[0], precision="bf16")
+    assert runner.describe()["ran"] == {}  # nothing is compiled yet
+    with runner:
+        if status("openvino-bf16"):
+            runner.prepare(tuple(batch.shape))
+            ran = runner.describe()["ran"]
+            assert ran["bf16"] >= 1 and set(ran) <= {"bf16", "float32"}
+            assert sum(ran.values()) == len(runner.precisions())
+        else:
+            with pytest.raises(IntegrityError, match=r"at least one convolution in bf16, got .* all in f32"):
+                runner.prepare(tuple(batch.shape))
+    mixed = {"a": "bf16", "b": "f32", "c": "bf16"}
+    monkeypatch.setattr(openvino, "_told", lambda compiled, key: mixed if key == "runtimePrecision" else {})
+    with OpenVinoRunner(files[0], precision="bf16") as runner:
+        runner.prepare(tuple(batch.shape))
+        told = runner.describe()
+        assert (told["precision"], told["ran"]) == ("bf16", {"bf16": 2, "float32": 1})
+
+
+@pytest.mark.parametrize(("file", "precision", "kind"), [(0, "float32", "float32"), (2, "int8-float", "float32")])
+def test_every_layer_is_counted_in_what_it_ran(files, batch, file, precision, kind):
+    with OpenVinoRunner(files[file], precision=precision) as runner:
+        runner.prepare(tuple(batch.shape))
+        assert runner.describe()["ran"] == {kind: len(runner.precisions())}
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), torch.zeros(1, 3, 64, 64).double()])
@@ -335,6 +371,37 @@ def test_bench_reports_what_it_timed(net, batch):
         row = bench({"eager": runner}, batch, n=3)["eager"]
     assert row["p5"] <= row["ms_per_patch"] <= row["p95"] and (row["n"], row["batch"]) == (3, len(batch))
     assert row["patches_per_s"] == pytest.approx(1e3 / row["ms_per_patch"]) and row["target"] == "PyTorch eager"
+    assert "speedup" not in row
+
+
+def test_bench_compares_round_by_round(batch, monkeypatch):
+    """A machine that is slow in the second round: the times spread, the ratios do not."""
+    clock = [0.0]
+    monkeypatch.setattr(
+        sys.modules["i2ilib.deploy.bench"], "time", types.SimpleNamespace(perf_counter=lambda: clock[0])
+    )
+
+    class Machine:
+        calls = 0
+
+        def __init__(self, ms):
+            self.ms = ms
+
+        def prepare(self, shape): ...
+
+        def run(self, batch):
+            Machine.calls += 1
+            clock[0] += self.ms * (3 if 7 <= Machine.calls <= 10 else 1)
+
+        def describe(self):
+            return {}
+
+    rows = bench({"slow": Machine(4.0), "fast": Machine(1.0)}, batch, n=3, peer="slow")
+    assert rows["fast"]["p95"] > 2 * rows["fast"]["p5"]
+    assert [rows["fast"][key] for key in ("speedup", "speedup_p5", "speedup_p95")] == pytest.approx([4.0] * 3)
+    assert rows["slow"]["speedup"] == 1.0
+    with pytest.raises(I2IError, match="peer: expected slow or fast, got 'other'"):
+        bench({"slow": Machine(1.0), "fast": Machine(1.0)}, batch, peer="other")
 
 
 AFTER = """

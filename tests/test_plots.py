@@ -116,7 +116,11 @@ def test_training_shows_losses_and_the_best_epoch():
         assert line.get_xdata().tolist() == [1, 2, 3, 4] and line.get_ydata().tolist() == STEPS["l1"]
     assert losses.get_yscale() == "log" and "step" in losses.get_xlabel()
     named = {text.get_text() for text in game.get_legend().get_texts()}
-    assert named == {"adversarial", "discriminator"}
+    assert named == {"adversarial", "discriminator", "ln 2: undecided"} and not game.texts
+    figure.canvas.draw()
+    legend, top = game.get_legend().get_window_extent(), max(STEPS["adversarial"] + STEPS["discriminator"])
+    assert legend.x1 < game.get_window_extent().x1 + 1
+    assert legend.y0 > game.transData.transform((1, top))[1]  # above the curves
     drawn = [list(line.get_ydata()) for line in game.lines]
     assert STEPS["discriminator"] in drawn and STEPS["adversarial"] in drawn
     assert [np.log(2)] * 2 in [pytest.approx(values) for values in drawn if len(values) == 2]

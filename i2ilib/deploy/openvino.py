@@ -6,6 +6,7 @@ import functools
 import os
 import tempfile
 import threading
+from collections import Counter
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -25,6 +26,7 @@ from .runner import check_batch
 # with the hint for what is not quantised
 PRECISIONS = {"float32": "f32", "bf16": "bf16", "int8": "f32", "int8-float": "f32"}
 CONVOLUTIONS = ("Convolution", "Deconvolution")
+RAN = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f32": "float32"}  # OpenVINO's word: ours
 
 
 @functools.cache
@@ -72,8 +74,9 @@ class OpenVinoRunner:
     Args:
         path: A file with one input and one output: ONNX, or OpenVINO's own format.
         precision: "float32", "bf16", "int8" for a file with QuantizeLinear/DequantizeLinear pairs, or "int8-float" for
-            one that holds its integers as float32; of the last two the compiled network is checked to run its
-            convolutions so.
+            one that holds its integers as float32. The compiled network is checked: of the last two it must run every
+            convolution so. Of bf16 at least one, since OpenVINO keeps float32 where that is faster;
+            :meth:`describe` says how many ran in which.
         streams: Parts computed at the same time; None: as many as there are threads, four and the batch at most. More
             than the batch are of use to a caller that submits several.
 
@@ -138,9 +141,16 @@ class OpenVinoRunner:
             self.run(torch.zeros(shape))
 
     def _prove_precision(self) -> None:
-        """Refuse a network of integers that would not be computed as such."""
+        """Refuse a network of integers that would not be computed as such, and bf16 of which nothing is left."""
         wanted = {"int8": ("i8", "u8"), "int8-float": ("f32",)}.get(self.precision)
         ran = self.precisions()
+        if self.precision == "bf16" and "bf16" not in ran.values():
+            raise IntegrityError(
+                str(self.path),
+                expected="at least one convolution in bf16",
+                got=f"{len(ran)}, all in {' and '.join(sorted(set(ran.values()))) or 'nothing'}",
+                remedy="Run it as float32: this processor has no unit for bf16, or float32 is faster.",
+            )
         if wanted and (not ran or not set(ran.values()) <= set(wanted)):
             raise IntegrityError(
                 str(self.path),
@@ -162,6 +172,11 @@ class OpenVinoRunner:
     def precisions(self) -> dict[str, str]:
         """The precision in which OpenVINO runs each convolution, by its name: "i8", "bf16", "f32"."""
         return _told(self.compiled, "runtimePrecision")
+
+    def ran(self) -> dict[str, int]:
+        """How many convolutions of the compiled network run in each precision; empty before one is compiled."""
+        found = Counter(RAN[kind] for kind in self.precisions().values()) if self.compiled else {}
+        return {name: found[name] for name in dict.fromkeys(RAN.values()) if name in found}
 
     def run(self, batch: torch.Tensor) -> torch.Tensor:
         return self.submit(batch).result()
@@ -204,7 +219,8 @@ class OpenVinoRunner:
         return {
             "target": "OpenVINO",
             "device": self.core.get_property("CPU", "FULL_DEVICE_NAME"),
-            "precision": self.precision,
+            "precision": self.precision,  # asked for
+            "ran": self.ran(),
             "streams": self.streams or "automatic",
             "versions": versions("openvino"),
             "origin": "measured",

@@ -20,11 +20,10 @@ import torch
 from ..errors import I2IError, IntegrityError
 from ..quant.integer import int8_pays
 from ..runtime import cpu_name, require, this_machine
-from .openvino import CONVOLUTIONS, _core
+from .openvino import CONVOLUTIONS, RAN, _core
 
 BYTES = {"int8": 1, "bf16": 2, "float32": 4}  # of one value
 _HINT = {"int8": "f32", "bf16": "bf16", "float32": "f32"}
-_RAN = {"i8": "int8", "u8": "int8", "bf16": "bf16", "f32": "float32"}
 _SIZES = (*(2**i for i in (20, 22, 24, 26, 28)), 3 << 29)  # 1 to 256 MiB, and 1.5 GiB
 _PASSES = 3
 _SIDE = 1536  # of the matrices; of the convolution: 256 channels, 64 x 64, 3 x 3
@@ -83,7 +82,7 @@ class Work:
     outputs: int
 
     def bytes(self, precision: str) -> int:
-        """Least bytes moved: each weight and map value once."""
+        """Bytes moved if each weight and map value is, once; an engine may skip weights that meet only padding."""
         return BYTES[precision] * (self.weights + self.inputs + self.outputs)
 
 
@@ -327,7 +326,7 @@ def _precisions(compiled) -> dict[str, str]:
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
         if info["layerType"].astype(str) in CONVOLUTIONS:
-            found[op.get_friendly_name()] = _RAN[info["runtimePrecision"].astype(str)]
+            found[op.get_friendly_name()] = RAN[info["runtimePrecision"].astype(str)]
     return found
 
 

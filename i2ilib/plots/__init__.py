@@ -160,7 +160,7 @@ def training(
     Args:
         steps: ``l1`` and, with a discriminator, ``discriminator`` and ``adversarial``: one value a step.
         epochs: ``iou`` and ``mse`` on the validation frames after every epoch; may be empty.
-        samples: (N, 5, H, W) in [0, 1]: sRGB source, made matte and true matte of up to three frames.
+        samples: (N, 5, H, W) in [0, 1]: sRGB source, made matte and true matte of up to three patches.
     """
     rows = 1 if samples is None else 2
     figure = plt.figure(figsize=(WIDTH, 2.6 + (0 if samples is None else 1.25)))
@@ -172,10 +172,10 @@ def training(
     if "discriminator" in steps:
         for name, colour in (("adversarial", PALETTE[2]), ("discriminator", PALETTE[1])):
             _curve(game, steps[name], colour, name)
-        game.axhline(math.log(2), color=PALETTE[5], lw=1, ls="--")
-        game.text(n, math.log(2), "undecided, ln 2", ha="right", va="bottom", color=PALETTE[5], fontsize=8)
-        game.legend(loc="upper left")
-    game.set(title="The game", xlabel="step", ylabel="cross-entropy", xlim=(0, n), ylim=(0, None))
+        game.axhline(math.log(2), color=PALETTE[5], lw=1, ls="--", label="ln 2: undecided")
+        game.legend(loc="upper left", ncols=2, fontsize=8, handlelength=1.2, columnspacing=0.9, borderaxespad=0.1)
+    game.set(title="The game", xlabel="step", ylabel="cross-entropy", xlim=(0, n))
+    game.set_ylim(0, 1.25 * game.get_ylim()[1])  # the legend lies above the curves
     if epochs:
         at = np.arange(1, len(epochs) + 1)
         errors = [row["mse"] for row in epochs]

@@ -1,6 +1,6 @@
 """Figures about speed and energy: the roofline of a machine, targets side by side, what a frame of film costs.
 
-Every bar and point says where it comes from: *measured* here and now, *recorded* in a full run, *modelled* from stated
+Every point says where it comes from: *measured* here and now, *recorded* in a full run, *modelled* from stated
 assumptions, or printed in a *paper*.
 """
 
@@ -14,7 +14,6 @@ from matplotlib import patheffects
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..deploy.roofline import whole
@@ -27,14 +26,15 @@ if TYPE_CHECKING:
     from ..deploy.roofline import Peaks, Point
 
 BLUE, RED, GREEN, AMBER, VIOLET, GREY = PALETTE
+WHITE = [patheffects.withStroke(linewidth=3, foreground="white")]
 PRECISION = {"float32": BLUE, "bf16": AMBER, "int8": RED}
-LABEL = {"float32": (-9, -12), "bf16": (-9, 5), "int8": (7, -15)}  # points from a network's point to its label
-ORIGIN = {  # colour, hatch
-    "measured": (BLUE, ""),
-    "recorded": (GREEN, "//"),
-    "modelled": (AMBER, ".."),
-    "paper": (GREY, "xx"),
+ORIGIN = {  # colour, marker
+    "measured": (BLUE, "o"),
+    "recorded": (GREEN, "s"),
+    "modelled": (AMBER, "^"),
+    "paper": (GREY, "D"),
 }
+FILM = 90 * 60  # seconds of the film on the upper axes
 
 
 class Row(NamedTuple):
@@ -69,57 +69,50 @@ class Row(NamedTuple):
 
 
 def roofline(machine: Peaks, runs: Mapping[str, Sequence[Point]], *, title: str = "") -> Figure:
-    """The machine's roofs, every convolution of a network beneath them, and the network as one point a precision.
+    """A panel a precision: its roof, every convolution of a network beneath it, and the network as one point.
 
     Args:
         machine: From :func:`i2ilib.deploy.roofline.peaks`.
         runs: Points from :func:`i2ilib.deploy.roofline.points` by the precision that was asked for. A disc's area is
             the convolution's share of its run's time; it is hollow where another precision ran.
-        title: Above the axes.
+        title: Of the figure.
 
     Raises:
         I2IError: If there is no point, or a precision is unknown.
     """
     if not runs or not all(runs.values()) or set(runs) - set(PRECISION):
         raise I2IError("runs", expected="points by " + " or ".join(PRECISION), got=f"{list(runs)}")
-    figure, ax = plt.subplots(figsize=(WIDTH, 4.6))
-    reach = [p.intensity for points in runs.values() for p in points]
-    attained = [p.gmacs for points in runs.values() for p in points]
+    figure, axes = plt.subplots(1, len(runs), figsize=(WIDTH, 4.1), sharex=True, sharey=True, squeeze=False)
+    every = [p for points in runs.values() for p in points]
     peaks = [machine.gmacs[precision] for precision in runs]
-    low, high = min(reach) / 2, max(max(reach), max(peaks) / machine.memory_gbs) * 2.5
+    low = min(p.intensity for p in every) / 2
+    high = max(*(p.intensity for p in every), max(peaks) / machine.memory_gbs) * 2.5
     x = np.geomspace(low, high, 300)
-    for gbs, line in ((machine.memory_gbs, "-"), (machine.cache_gbs, ":")):
-        ax.plot(x, np.minimum(max(peaks), gbs * x), color=INK, ls=line, lw=1.3, zorder=1)
-    outlined = [patheffects.withStroke(linewidth=3, foreground="white")]
-    for precision, points in runs.items():
-        colour, peak = PRECISION[precision], machine.gmacs[precision]
-        ax.plot([peak / machine.cache_gbs, high], [peak, peak], color=colour, lw=1.6, zorder=1.5)
-        name = f"{precision}: {_figure(peak)}"
-        ax.text(high, peak * 1.08, name, color=colour, ha="right", fontsize=8.5, zorder=6, path_effects=outlined)
-        total = whole(points, precision)
+    for ax, (precision, points) in zip(axes[0], runs.items(), strict=True):
+        colour, peak, total = PRECISION[precision], machine.gmacs[precision], whole(points, precision)
+        for gbs, line in ((machine.memory_gbs, "-"), (machine.cache_gbs, ":")):
+            ax.plot(x, np.minimum(peak, gbs * x), color=INK, ls=line, lw=1.3, zorder=1)
         for ours in (True, False):
             some = [p for p in points if (p.precision == precision) is ours]
             ax.scatter(
                 [p.intensity for p in some],
                 [p.gmacs for p in some],
-                s=[10 + 600 * p.ms / total.ms for p in some],
+                s=[10 + 450 * p.ms / total.ms for p in some],
                 facecolor=(colour, 0.5) if ours else "none",
                 edgecolor="white" if ours else colour,
                 lw=0.6 if ours else 1.1,
                 zorder=3,
             )
         ax.plot(total.intensity, total.gmacs, "D", ms=8.5, color=colour, mec=INK, mew=1.3, zorder=5)
-        ax.annotate(
-            f"whole, {precision}: {_figure(total.gmacs)}",
-            (total.intensity, total.gmacs),
-            xytext=LABEL[precision],  # neighbours are often near, and would be covered
-            ha="left" if precision == "int8" else "right",
-            textcoords="offset points",
-            fontsize=8.5,
-            fontweight="bold",
-            zorder=6,
-            bbox={"facecolor": "white", "alpha": 0.85, "lw": 0, "pad": 0.8},
-        )
+        ran = sum(p.precision == precision for p in points)
+        reached = f"roof {_figure(peak)}, whole {_figure(total.gmacs)} GMAC/s"
+        ax.set_title(f"{precision} asked for, {ran} of {len(points)} ran in it\n{reached}", size=9)
+        ax.set(xscale="log", yscale="log", xlim=(low, high), xlabel="MAC per byte")
+        ax.grid(which="minor", visible=False)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:g}")
+    attained = [p.gmacs for p in every]
+    axes[0, 0].set(ylim=(min(attained) / 2, max(*peaks, *attained) * 1.5), ylabel="attained, GMAC/s")
     handles = [
         Line2D([], [], color=INK, lw=1.3, label=f"from memory, {machine.memory_gbs:.0f} GB/s"),
         Line2D([], [], color=INK, lw=1.3, ls=":", label=f"from the caches, {machine.cache_gbs:.0f} GB/s"),
@@ -129,12 +122,9 @@ def roofline(machine: Peaks, runs: Mapping[str, Sequence[Point]], *, title: str 
     if any(p.precision != precision for precision, points in runs.items() for p in points):
         label = "a convolution that ran in another precision"
         handles.insert(3, Line2D([], [], ls="", marker="o", ms=7, mfc="none", mec=GREY, label=label))
-    ax.legend(handles=handles, loc="lower right", fontsize=8)
-    ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(attained) / 3, max(*peaks, *attained) * 1.9))
-    ax.set(xlabel="operational intensity, MAC per byte of weights and maps", ylabel="attained, GMAC/s", title=title)
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.grid(which="minor", visible=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=8)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", size=10.5, weight="bold")
     return figure
 
 
@@ -143,7 +133,7 @@ def bandwidth(machine: Peaks) -> Figure:
     figure, ax = plt.subplots(figsize=(WIDTH, 2.5))
     sizes, rates = zip(*machine.bandwidth, strict=True)
     ax.plot([size / 2**20 for size in sizes], rates, "o-", color=BLUE, ms=4)
-    ax.set(xscale="log", xlabel="working set, MiB", ylabel="GB/s", ylim=(0, None), title=machine.device)
+    ax.set(xscale="log", xlabel="working set, MiB", ylabel="GB/s (measured)", ylim=(0, None), title=machine.device)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.grid(which="minor", visible=False)
     return figure
@@ -152,37 +142,49 @@ def bandwidth(machine: Peaks) -> Figure:
 # --- targets ---------------------------------------------------------------------------------------
 
 
-def targets(rows: Sequence[Row], *, peer: str | None = None) -> Figure:
-    """Latency and throughput of targets, each with its origin; ratios to a peer where one is named.
+def plane(rows: Sequence[Row], *, held: Sequence[float] = (1, 3, 9), title: str = "") -> Figure:
+    """Latency against throughput; along a diagonal the product of the two is the same number of patches in flight.
 
     Args:
-        rows: From top to bottom. The whiskers are the 5th and 95th percentiles.
-        peer: Name of the row that the others' throughput is divided by.
+        rows: A point each, named at the side with its two numbers. The bars are the 5th and 95th percentiles.
+        held: Patches in flight, a diagonal each.
+        title: Above the axes.
 
     Raises:
-        I2IError: If there is no row, an origin is unknown, or the peer is not among them.
+        I2IError: If there is no row, or an origin is unknown.
     """
     _check(rows)
-    names = [row.name for row in rows]
-    if peer is not None and peer not in names:
-        raise I2IError("peer", expected=" or ".join(names), got=repr(peer))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 0.9 + 0.34 * len(rows)), sharey=True)
-    _bars(left, rows, [row.latency_ms for row in rows])
-    for i, row in enumerate(rows):
-        end = row.high or row.latency_ms
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
+    times = [v for row in rows for v in (row.latency_ms, row.low, row.high) if v is not None]
+    rates = [row.patches_per_s for row in rows]
+    ends = np.array([min(times) / 2, max(times) * 2])
+    floor, top = min(rates) / 2, max(rates) * 2
+    for number in held:
+        ax.plot(ends, 1e3 * number / ends, color=GREY, lw=0.9, ls="--", zorder=1)
+        x = max(ends[0] * 1.08, 1.25e3 * number / top)  # near its upper end
+        if x < ends[1] and floor < 1e3 * number / x < top:
+            at = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "size": 8, "color": GREY}
+            ax.annotate(f"{number:g} in flight", (x, 1e3 * number / x), path_effects=WHITE, zorder=2, **at)
+    order = sorted(rows, key=lambda row: -row.patches_per_s)
+    heights = np.log([row.patches_per_s / floor for row in order]) / np.log(top / floor)
+    for row, height in zip(order, _apart(heights, min(0.09, 0.94 / len(rows))), strict=True):
+        colour, marker = ORIGIN[row.origin]
         if row.low is not None and row.high is not None:
-            left.plot([row.low, row.high], [i, i], color=INK, lw=1.2, marker="|", ms=5, zorder=3)
-        left.text(end * 1.08, i, _figure(row.latency_ms), va="center", fontsize=8)
-    _bars(right, rows, [row.patches_per_s for row in rows])
-    base = next((row.patches_per_s for row in rows if row.name == peer), None)
-    for i, row in enumerate(rows):
-        ratio = f"  (×{_figure(row.patches_per_s / base)})" if base else ""
-        right.text(row.patches_per_s * 1.08, i, _figure(row.patches_per_s) + ratio, va="center", fontsize=8)
-    whiskers = "; whiskers: 5th to 95th percentile" if any(row.low is not None for row in rows) else ""
-    left.set(title="Latency of a batch", xlabel=f"ms, log{whiskers}")
-    right.set(title="Throughput" + (f" (against {peer})" if peer else ""), xlabel="patches a second, log")
-    _log(left, [v for row in rows for v in (row.latency_ms, row.low, row.high) if v is not None], room=3)
-    _log(right, [row.patches_per_s for row in rows], room=8 if peer else 3)
+            ax.plot([row.low, row.high], [row.patches_per_s] * 2, color=colour, lw=1.4, alpha=0.6, zorder=3)
+        ax.plot(row.latency_ms, row.patches_per_s, marker, ms=7, color=colour, mec="white", mew=0.6, zorder=4)
+        said = f"{row.name}: {_figure(row.latency_ms)} ms, {_figure(row.patches_per_s)} / s"
+        arrow = {"arrowstyle": "-", "lw": 0.6, "color": GREY, "shrinkB": 4, "relpos": (0, 0.5)}
+        ax.annotate(said, (row.latency_ms, row.patches_per_s), (1.03, height), textcoords="axes fraction",
+                    va="center", size=8.5, annotation_clip=False, arrowprops=arrow)  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlim=ends, ylim=(floor, top), title=title)
+    spread = "; bars: 5th to 95th percentile" if any(row.low is not None for row in rows) else ""
+    ax.set(xlabel=f"latency, ms{spread}", ylabel="patches a second")
+    for axis, (low, high) in ((ax.xaxis, ends), (ax.yaxis, (floor, top))):
+        if high < 100 * low:  # else one tick would be all
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
+    ax.grid(which="minor", visible=False)
     _legend(figure, rows)
     return figure
 
@@ -193,7 +195,8 @@ def machines(runs: Mapping[str, Mapping[str, Mapping]], *, peer: str) -> Figure:
     Args:
         runs: From top to bottom: target to machine to a row of :func:`i2ilib.deploy.bench`; a machine that did not run
             a target is left out of it. A row is drawn in the machine's colour and with its marker; the whiskers are
-            the 5th and 95th percentiles.
+            the 5th and 95th percentiles. Rows that were timed against the peer round by round show that ratio and its
+            spread, others the ratio of the medians.
         peer: Name of the target that the others are divided by; each machine must have run it.
 
     Raises:
@@ -214,15 +217,16 @@ def machines(runs: Mapping[str, Mapping[str, Mapping]], *, peer: str) -> Figure:
             if (row := rows.get(name)) is None:
                 absent.append((i + place, colour))
                 continue
-            ratio = runs[peer][name]["ms_per_patch"] / row["ms_per_patch"]
+            ratio = row.get("speedup", runs[peer][name]["ms_per_patch"] / row["ms_per_patch"])
+            low, high = row.get("speedup_p5", ratio), row.get("speedup_p95", ratio)
             times += [row["p5"], row["ms_per_patch"], row["p95"]]
-            ratios.append(ratio)
+            ratios += [low, high]
             left.plot([row["p5"], row["p95"]], [i + place] * 2, color=colour, lw=1.4, alpha=0.6, zorder=2)
             left.plot(row["ms_per_patch"], i + place, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
             left.text(row["p95"] * 1.12, i + place, _figure(row["ms_per_patch"]), va="center", fontsize=7.5)
-            right.plot([1, ratio], [i + place] * 2, color=colour, lw=1.4, alpha=0.6, zorder=2)
+            right.plot([low, high], [i + place] * 2, color=colour, lw=1.4, alpha=0.6, zorder=2)
             right.plot(ratio, i + place, marker, color=colour, ms=5.5, mec="white", mew=0.6, zorder=3)
-            right.text(max(ratio, 1) * 1.12, i + place, f"×{_figure(ratio)}", va="center", fontsize=7.5)
+            right.text(max(high, 1) * 1.12, i + place, f"×{_figure(ratio)}", va="center", fontsize=7.5)
     right.axvline(1, color=INK, lw=0.8)
     for ax, values, room in ((left, times, 3), (right, [1, *ratios], 3)):
         _log(ax, values, room=room)
@@ -232,7 +236,9 @@ def machines(runs: Mapping[str, Mapping[str, Mapping]], *, peer: str) -> Figure:
     for y, colour in absent:
         left.text(left.get_xlim()[0] * 1.1, y, "not run", va="center", fontsize=7.5, color=colour, style="italic")
     left.set(title="Time of a patch", xlabel="ms, log; whiskers: 5th to 95th percentile")
-    right.set(title=f"Throughput against {peer} in the same run", xlabel="ratio, log")
+    paired = any("speedup" in row for rows in runs.values() for row in rows.values())
+    spread = "of the rounds, log; whiskers as left" if paired else "of the medians, log"
+    right.set(title=f"Times as fast as {peer} in the same run", xlabel=f"ratio {spread}")
     handles = [
         Line2D([], [], color=looks[k % 4][0], marker=looks[k % 4][1], ms=6, lw=1.4, label=name)
         for k, name in enumerate(names)
@@ -242,41 +248,58 @@ def machines(runs: Mapping[str, Mapping[str, Mapping]], *, peer: str) -> Figure:
 
 
 def producer(rows: Sequence[Row], *, height: int = 2160, width: int = 3840, rate: float = 24.0) -> Figure:
-    """What a frame of film costs: frames a second and joules a frame, or that nobody has measured them.
+    """What a frame of film costs, and a film: frames a second and joules a frame, or that nobody has measured them.
 
     Args:
-        rows: Of one patch each.
+        rows: Of one patch each; a throughput's bar comes from the percentiles of its latency.
         height: Of the frame, pixels; it is scaled to the nearest multiple of a patch, as the pipeline does.
         width: Of the frame.
-        rate: Frames a second that would be real time.
+        rate: Frames a second of the film, and of real time.
 
     Raises:
         I2IError: If there is no row, or an origin is unknown.
     """
     _check(rows)
     count = frame_patches(height, width)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 1.0 + 0.34 * len(rows)), sharey=True)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(WIDTH, 1.5 + 0.3 * len(rows)), sharey=True, width_ratios=(1.5, 1)
+    )
     speed = [row.patches_per_s / count for row in rows]
-    _bars(left, rows, speed)
-    for i, value in enumerate(speed):
-        left.text(value * 1.08, i, _figure(value), va="center", fontsize=8)
-    left.axvline(rate, color=RED, lw=1.2, ls="--")
-    left.text(rate, -0.62, f"real time, {rate:g}", color=RED, ha="center", va="bottom", fontsize=8)
-    known = [row.joules * count for row in rows if row.joules is not None]
-    _bars(right, rows, [None if row.joules is None else row.joules * count for row in rows])
-    for i, row in enumerate(rows):
-        if row.joules is not None:
-            right.text(row.joules * count * 1.08, i, _figure(row.joules * count), va="center", fontsize=8)
-    _log(left, [*speed, rate], room=3)
-    _log(right, known or [1, 100], room=4)
-    start = right.get_xlim()[0]
+    spread = [
+        sorted(value * row.latency_ms / end for end in (row.low, row.high)) if row.low and row.high else [value] * 2
+        for value, row in zip(speed, rows, strict=True)
+    ]
+    joules = [None if row.joules is None else row.joules * count for row in rows]
+    for i, (row, value, (low, high)) in enumerate(zip(rows, speed, spread, strict=True)):
+        colour, marker = ORIGIN[row.origin]
+        left.plot([low, high], [i, i], color=colour, lw=1.4, alpha=0.6, zorder=2)
+        left.plot(value, i, marker, color=colour, ms=6.5, mec="white", mew=0.6, zorder=3)
+        beside = {"xytext": (7, 0), "textcoords": "offset points", "va": "center", "fontsize": 8, "path_effects": WHITE}
+        left.annotate(_figure(value), (high, i), **beside)
+        if joules[i] is not None:
+            right.plot(joules[i], i, marker, color=colour, ms=6.5, mec="white", mew=0.6, zorder=3)
+            right.annotate(_figure(joules[i]), (joules[i], i), **beside)
+    left.axvline(rate, color=RED, lw=1.2, ls="--", zorder=1)
+    _log(left, [*(v for pair in spread for v in pair), rate], room=3)
+    _log(right, [value for value in joules if value is not None] or [1, 100], room=4)
     for i, row in enumerate(rows):
         if row.joules is None:
-            right.text(start * 1.1, i, "not measured", va="center", fontsize=8, color=GREY, style="italic")
-    left.set(xlabel="frames a second, log")
+            right.text(
+                right.get_xlim()[0] * 1.1, i, "not measured", va="center", fontsize=8, color=GREY, style="italic"
+            )
+    left.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], ylim=(len(rows) - 0.5, -0.5))
+    left.set(xlabel=f"frames a second, log; dashed: real time, {rate:g}")
     right.set(xlabel="joules a frame, log")
-    left.set_title("How fast", pad=14)
-    right.set_title(f"At what cost: {width} × {height}, {count} patches", pad=14)
+    frames = FILM * rate
+    for ax, what, there, back in (
+        (left, "hours", lambda x: frames / np.maximum(x, 1e-9) / 3600, lambda x: frames / np.maximum(x, 1e-9) / 3600),
+        (right, "kWh", lambda x: x * frames / 3.6e6, lambda x: x * 3.6e6 / frames),
+    ):
+        over = ax.secondary_xaxis("top", functions=(there, back))
+        over.set_xlabel(f"{what} for a film of {FILM // 60} minutes", fontsize=8.5)
+        over.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        over.xaxis.set_minor_formatter(NullFormatter())
+    figure.suptitle(f"{width} × {height}, {count} patches a frame", x=0.01, ha="left", size=10.5, weight="bold")
     _legend(figure, rows)
     return figure
 
@@ -295,7 +318,8 @@ def sweep(cells: Mapping[tuple[int, int], Mapping], *, title: str = "") -> Figur
     """How batch and streams change throughput and latency.
 
     Args:
-        cells: (batch, streams) to a mapping with ``patches_per_s`` and ``latency_ms``.
+        cells: (batch, streams) to a mapping with ``patches_per_s`` and ``latency_ms``; where it has them, the pairs
+            ``patches_per_s_spread`` and ``latency_ms_spread`` are drawn as bars.
         title: Above the axes.
 
     Raises:
@@ -310,7 +334,11 @@ def sweep(cells: Mapping[tuple[int, int], Mapping], *, title: str = "") -> Figur
         label = f"{streams} stream{'s' * (streams > 1)}"
         for ax, key in zip(axes, ("patches_per_s", "latency_ms"), strict=True):
             values = [cells[batch, streams][key] for batch in mine]
-            ax.plot(mine, values, "os^Dv"[k % 5] + "-", color=PALETTE[k % len(PALETTE)], ms=5, label=label)
+            look, at = {"color": PALETTE[k % len(PALETTE)]}, [batch * 1.05 ** (2 * k - 1) for batch in mine]
+            ax.plot(at, values, "os^Dv"[k % 5] + "-", ms=5, label=label, **look)
+            for x, batch in zip(at, mine, strict=True):
+                if spread := cells[batch, streams].get(f"{key}_spread"):
+                    ax.plot([x, x], spread, lw=1.6, alpha=0.6, **look)
     axes[0].set(ylabel="patches a second", title=title or "Throughput")
     axes[1].set(ylabel="ms until a patch's result is there", title="Latency")
     for ax in axes:
@@ -320,6 +348,16 @@ def sweep(cells: Mapping[tuple[int, int], Mapping], *, title: str = "") -> Figur
         ax.xaxis.set_minor_locator(plt.NullLocator())
     axes[0].legend(loc="lower right")
     return figure
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Falling heights, moved as little as keeps them within 0 and 1 and a gap apart."""
+    placed = []
+    for height in heights:
+        placed.append(min(height, placed[-1] - gap if placed else 0.97))
+    for i in reversed(range(len(placed))):
+        placed[i] = max(placed[i], placed[i + 1] + gap if i + 1 < len(placed) else 0.03)
+    return placed
 
 
 # --- shared ----------------------------------------------------------------------------------------
@@ -332,17 +370,8 @@ def _check(rows: Sequence[Row]) -> None:
         raise I2IError("origin", expected=" or ".join(ORIGIN), got=repr(unknown[0]))
 
 
-def _bars(ax: plt.Axes, rows: Sequence[Row], values: Sequence[float | None]) -> None:
-    for i, (row, value) in enumerate(zip(rows, values, strict=True)):
-        colour, hatch = ORIGIN[row.origin]
-        if value is not None:
-            ax.barh(i, value, height=0.62, color=colour, alpha=0.75, hatch=hatch, edgecolor="white", lw=0, zorder=2)
-    ax.set(yticks=range(len(rows)), yticklabels=[row.name for row in rows], ylim=(len(rows) - 0.4, -0.6))
-    ax.grid(axis="y", visible=False)
-
-
 def _log(ax: plt.Axes, values: Sequence[float], *, room: float) -> None:
-    """A logarithmic axis with space for the labels to the right of the bars."""
+    """A logarithmic axis with space for the labels to the right of the points."""
     ax.set_xscale("log")
     ax.set_xlim(min(values) / 2.5, max(values) * room)
     if max(values) < 30 * min(values):  # else one tick would be all
@@ -354,9 +383,7 @@ def _log(ax: plt.Axes, values: Sequence[float], *, room: float) -> None:
 
 def _legend(figure: Figure, rows: Sequence[Row]) -> None:
     used = [origin for origin in ORIGIN if origin in {row.origin for row in rows}]
-    handles = [
-        Patch(facecolor=ORIGIN[o][0], alpha=0.75, hatch=ORIGIN[o][1], edgecolor="white", lw=0, label=o) for o in used
-    ]
+    handles = [Line2D([], [], ls="", marker=ORIGIN[o][1], ms=7, color=ORIGIN[o][0], label=o) for o in used]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(used))
 
 
