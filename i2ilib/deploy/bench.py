@@ -17,8 +17,8 @@ def bench(
 ) -> dict[str, dict]:
     """Time a batch on several runners, round after round, one after the other.
 
-    In every round each computes the batch twice, and the second time counts: the first brings its weights back into
-    the caches, as they are in a stream of frames.
+    In every round each computes the batch twice, and the second time counts: the first comes after another network,
+    which no frame of a stream does.
 
     Args:
         runners: By name; each is prepared for the batch and warmed up first.
