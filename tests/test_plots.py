@@ -341,26 +341,6 @@ def test_bits_lines():
         qp.bits_figure({})
 
 
-def test_calibration_shows_mean_and_spread():
-    scores, changed = [[0.7, 0.8, 0.9], [0.5, 0.82, 0.9]], [[9, 3, 0], [5, 1, 0]]
-    score, moved = qp.calibration_figure([1, 4, 8], scores, changed, metric="IoU", baseline=0.92).axes
-    for ax, values in ((score, scores), (moved, changed)):
-        (mean,) = [line for line in ax.lines if line.get_label() == "mean of 2 seeds"]
-        np.testing.assert_allclose(mean.get_ydata(), np.mean(values, 0))
-        assert mean.get_xdata().tolist() == [1, 4, 8]
-        band = ax.collections[0].get_paths()[0].vertices
-        assert (band[:, 1].min(), band[:, 1].max()) == (np.min(values), np.max(values))
-        assert sum(line.get_ydata().tolist() in values for line in ax.lines if len(line.get_xdata()) == 3) == 2
-        assert texts(ax.get_xticklabels()) == ["1", "4", "8"] and "batches" in ax.get_xlabel()
-    assert score.get_ylabel() == "IoU" and "float32" in texts(score.get_legend().get_texts())
-    alone = qp.calibration_figure([1, 2], [0.5, 0.6], [3, 0]).axes[0]
-    assert not alone.collections and len(alone.lines) == 1
-    with pytest.raises(I2IError, match=r"\(seeds, 3\)"):
-        qp.calibration_figure([1, 2, 3], [[0.5, 0.6]], [[3, 0]])
-    with pytest.raises(I2IError, match=r"\(seeds, 2\)"):
-        qp.calibration_figure([1, 2], [[0.5, 0.6]], [[3, 0], [1, 0]])
-
-
 def test_equalisation_shows_both_ranges():
     first = torch.tensor([8.0, 0.125, 2.0])
     pair = Pair("e1", "e2", torch.stack([first, 2 / first]), scales=torch.sqrt(first.square() / 2))

@@ -225,6 +225,6 @@ def test_bad_calls(mixed, tmp_path):
     with pytest.raises(I2IError, match="'up' or 'even', got 'down'"):
         quantised.to_onnx(tmp_path / "x.onnx", ties="down")
     few = quantise(nn.Conv2d(3, 3, 1), [noise(2, 3, 4, 4)], bits=4)
-    with pytest.raises(I2IError, match="8 bits, what engines have, got 4 bits"):
+    with pytest.raises(I2IError, match="8 bits, what this export writes, got 4 bits"):
         few.to_onnx(tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

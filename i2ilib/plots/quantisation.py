@@ -359,63 +359,7 @@ def bits_figure(
     return figure
 
 
-# --- how positions are found ---------------------------------------------------------------------
-
-
-def calibration_figure(
-    counts: Sequence[int],
-    scores: np.ndarray | Sequence[Sequence[float]],
-    changed: np.ndarray | Sequence[Sequence[float]],
-    *,
-    metric: str = "IoU",
-    baseline: float | None = None,
-) -> Figure:
-    """How much calibration is enough: score and positions that still differ, against the number of batches.
-
-    Args:
-        counts: K sizes of the calibration set, in batches.
-        scores: (seeds, K): score after calibrating on so many batches drawn with that seed.
-        changed: (seeds, K): positions that differ from those of the whole set.
-        metric: Name and unit of the score.
-        baseline: Score of the float network.
-
-    Raises:
-        I2IError: If the shapes do not fit.
-    """
-    scores, changed = np.atleast_2d(np.asarray(scores, float)), np.atleast_2d(np.asarray(changed, float))
-    if scores.shape != changed.shape or scores.shape[-1] != len(counts):
-        raise I2IError(
-            "calibration_figure",
-            expected=f"scores and changed (seeds, {len(counts)})",
-            got=f"{scores.shape} and {changed.shape}",
-        )
-    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
-    for ax, values, colour in zip(axes, (scores, changed), (BLUE, RED), strict=True):
-        if len(values) > 1:
-            ax.fill_between(counts, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0, label="least to most")
-            for row in values:
-                ax.plot(counts, row, "o", ms=3, color=colour, alpha=0.45, mew=0)
-        ax.plot(
-            counts,
-            values.mean(0),
-            "o-",
-            ms=4,
-            color=colour,
-            label=f"mean of {len(values)} seeds" if len(values) > 1 else None,
-        )
-        ax.set_xscale("log", base=2)
-        ax.set_xticks(counts, [str(n) for n in counts])
-        ax.minorticks_off()
-        ax.set_xlabel("calibration set, batches")
-    axes[0].set(ylabel=metric, title="Score")
-    axes[1].set(ylabel="fix positions", title="Positions unlike those of the whole set", ylim=(-0.4, None))
-    axes[1].yaxis.set_major_locator(MaxNLocator(integer=True))
-    if baseline is not None:
-        axes[0].axhline(baseline, color=INK, lw=1, ls="--", label="float32")
-    axes[0].ticklabel_format(axis="y", useOffset=False)
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(loc="best")
-    return figure
+# --- how channels share a range -------------------------------------------------------------------
 
 
 def equalisation_figure(pair: Pair, *, bits: int = 8) -> Figure:

@@ -150,7 +150,7 @@ class Quantised:
                 "ties", expected="'up' for the form 'float', which writes the DPU's rule out", got=repr(ties)
             )
         if self.bits != 8:
-            raise I2IError("to_onnx", expected="8 bits, what engines have", got=f"{self.bits} bits")
+            raise I2IError("to_onnx", expected="8 bits, what this export writes", got=f"{self.bits} bits")
         example = torch.zeros(2, *self.example_shape)
         graph, sites = (self.graph, self.sites) if form == "plain" else for_cpu(self.graph, self.sites)
         if form == "float":
