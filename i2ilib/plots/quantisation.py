@@ -460,7 +460,7 @@ def _walk(axes: Sequence[plt.Axes], thresholds: Mapping[str, Sequence[float]], s
     for line in range(low, high + 1):
         walks.axhline(line, color=INK, lw=0.8, alpha=0.5)
     walks.set(title="Thresholds", ylabel="$\\log_2 t$ less its octave's end", ylim=(low - 0.05, high + 0.05))
-    walks.get_figure().legend(*walks.get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=7.5)
+    walks.get_figure().legend(*walks.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5)
     moved = octave[:, :1] - octave  # of the fix position: it falls as the threshold grows
     for colour, label, number in ((BLUE, "finer", (moved > 0).sum(0)), (RED, "coarser", (moved < 0).sum(0))):
         count.plot(at, number, color=colour, drawstyle="steps-post", label=label)
