@@ -324,10 +324,6 @@ MOVING_LR = 0.1  # of thresholds: of the rates in `rates`, the only one at which
 BOTH = {"repair": True, "tail_aware": True}
 SMOKE = ("PTQ", "continued, then PTQ with both", "QAT")  # at preset "smoke"
 QUICK = ("float", "float continued", "PTQ with both", *SMOKE)  # at preset "quick"
-MOVING_LR = 0.1  # of thresholds: of the rates in `rates`, the only one at which positions move before they are frozen
-BOTH = {"repair": True, "tail_aware": True}
-SMOKE = ("PTQ", "continued, then PTQ with both", "QAT")  # at preset "smoke"
-RARE = ("PTQ repaired", "QAT as published", "QAT moving thresholds", "QAT live BatchNorm")  # not at preset "quick"
 
 
 def arms(task: Task, *, steps: int, bits: Sequence[int] = (8, 6, 5, 4), names: Sequence[str] = NAMES) -> list[Arm]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -63,5 +62,5 @@ def paired(ours: Sequence[float], theirs: Sequence[float], *, confidence: float 
     if not np.isfinite(differences).all():
         raise I2IError("ours and theirs", expected="finite scores", got="NaN or inf", remedy="Leave the frame out.")
     n, mean = len(differences), float(differences.mean())
-    reach = stats.t.ppf((1 + confidence) / 2, n - 1) * float(differences.std(ddof=1)) / math.sqrt(n)
-    return Paired(mean, mean - float(reach), mean + float(reach), n)
+    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(differences))
+    return Paired(mean, mean - reach, mean + reach, n)
