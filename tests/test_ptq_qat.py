@@ -365,7 +365,7 @@ CONTROLS = {
 }
 
 
-@pytest.fixture(scope="module", params=ptq_qat.RECORDS)
+@pytest.fixture(params=ptq_qat.RECORDS)
 def kept(request):
     return request.param, runtime.recorded(ptq_qat.RECORDS[request.param])["result"]
 
@@ -380,7 +380,9 @@ def test_the_record_is_whole(kept):
     assert sorted(found) == sorted((task, *arm, seed) for arm in arms for seed in range(result["seeds"]))
     assert result["summary"] == ptq_qat.summarise(result["rows"])
     for row, again in zip(result["verdicts"], ptq_qat.verdicts(result["rows"]), strict=True):
-        assert row == pytest.approx(again, rel=1e-9, abs=1e-12)  # NumPy sums in another order elsewhere
+        sums = ("difference", "low", "high")  # in another order on another processor
+        assert [row.pop(key) for key in sums] == pytest.approx([again.pop(key) for key in sums], rel=1e-6, abs=1e-12)
+        assert row == again
 
 
 def test_int8_is_within_a_hundredth_of_float_on_every_actor():
