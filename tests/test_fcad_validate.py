@@ -10,7 +10,7 @@ from fcad_decoder import decoder_space
 from i2ilib.errors import I2IError
 from i2ilib.fcad import analyse, evaluate
 from i2ilib.fcad.published import paper_design
-from i2ilib.fcad.validate import KCU1500, PAPER_ERRORS, at_one_pace, bandwidth_sweep, benchmarks, compare
+from i2ilib.fcad.validate import KCU1500, PAPER_ERRORS, bandwidth_sweep, benchmarks, compare
 from i2ilib.models.classic import CLASSIC, classic
 
 
@@ -79,9 +79,9 @@ def test_eq_5_is_exact_at_one_pace(case):
 
 def test_one_pace_with_copies_in_turns():
     config = design(4)
-    assert at_one_pace(config) == pytest.approx(evaluate(config).fps)
+    assert evaluate(config).delivered == pytest.approx(evaluate(config).fps)
     turns = dataclasses.replace(config, batch=(1, 2, 1))  # one warp unit for two images: at half the pace
-    assert at_one_pace(turns) == pytest.approx((122.0703, 61.0352, 61.0352), rel=1e-4)
+    assert evaluate(turns).delivered == pytest.approx((122.0703, 61.0352, 61.0352), rel=1e-4)
     assert compare(turns, frames=3)["error at one pace (%)"].abs().max() < 1
 
 

@@ -20,7 +20,7 @@ import torch
 from ..errors import I2IError, IntegrityError
 from ..quant.integer import int8_pays
 from ..runtime import cpu_name, require, this_machine
-from .openvino import CONVOLUTIONS, RAN, _core
+from .openvino import RAN, _core, _told
 
 BYTES = {"int8": 1, "bf16": 2, "float32": 4}  # of one value
 _HINT = {"int8": "f32", "bf16": "bf16", "float32": "f32"}
@@ -322,12 +322,7 @@ def _compile(network, precision: str):
 
 def _precisions(compiled) -> dict[str, str]:
     """Precision in which each convolution runs, by its name."""
-    found = {}
-    for op in compiled.get_runtime_model().get_ordered_ops():
-        info = op.get_rt_info()
-        if info["layerType"].astype(str) in CONVOLUTIONS:
-            found[op.get_friendly_name()] = RAN[info["runtimePrecision"].astype(str)]
-    return found
+    return {name: RAN[kind] for name, kind in _told(compiled, "runtimePrecision").items()}
 
 
 def _times(request) -> dict[str, float]:

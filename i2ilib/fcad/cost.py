@@ -237,6 +237,11 @@ class Evaluation:
         return tuple(branch.fps for branch in self.branches)
 
     @property
+    def delivered(self) -> tuple[float, ...]:
+        """Frames per second by branch where branches that share stages wait for the slowest."""
+        return tuple(branch.delivered for branch in self.branches)
+
+    @property
     def slowest(self) -> float:
         """The lowest frame rate of the branches, FPS."""
         return min(self.fps)

@@ -27,20 +27,6 @@ PAPER_ERRORS = {"FPS": (2.02, 2.89), "efficiency": (1.91, 3.96)}  # per cent, (m
 KCU1500 = dataclasses.replace(PLATFORMS["KU115"], bandwidth=4 * 153.6e9, name="KU115, 4 x DDR4-2400")
 
 
-def at_one_pace(config: Config) -> tuple[float, ...]:
-    """Frame rates that Eq. 5 gives if branches that share stages wait for each other, in images per second.
-
-    Eq. 5 looks at a branch's own stages. The shared ones feed every branch of a group at one pace: that of the slowest.
-
-    Args:
-        config: The design.
-
-    Returns:
-        By branch, for all its copies.
-    """
-    return tuple(branch.delivered for branch in evaluate(config).branches)
-
-
 def compare(config: Config, *, frames: int = 4, bandwidth: float = math.inf) -> pd.DataFrame:
     """A design by the model and by the simulation, with the cause of each difference.
 
@@ -58,12 +44,12 @@ def compare(config: Config, *, frames: int = 4, bandwidth: float = math.inf) -> 
     """
     import pandas as pd
 
-    modelled, pace = evaluate(config), at_one_pace(config)
+    modelled = evaluate(config)
     result = simulate(config, frames=frames, bandwidth=bandwidth)
     flat = simulate(config, frames=frames, bandwidth=bandwidth, depth=0)
     rows = []
     for p, branch in enumerate(config.space.names):
-        own, together, simulated = modelled.fps[p], pace[p], result.fps[p]
+        own, together, simulated = modelled.fps[p], modelled.delivered[p], result.fps[p]
         stages = [stage for stage in result.stages if stage.branch == branch and stage.kind == "conv"]
         most = max(stages, key=lambda stage: stage.busy + stage.weights)  # nobody else holds it up
         lost = {f"{cause} (%)": 100 * getattr(most, cause) / most.busy for cause in ("starved", "blocked", "weights")}

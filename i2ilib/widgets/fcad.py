@@ -17,7 +17,6 @@ from ..errors import I2IError
 from ..fcad import PLATFORMS, Budget, DesignSpace, pareto
 from ..fcad.optimum import optimum
 from ..fcad.search import check_arguments, search
-from ..fcad.validate import at_one_pace
 from ..plots.fcad import overview
 from ._base import png
 
@@ -51,7 +50,7 @@ class FcadView:
         """The result in one line; what is delivered, where branches that share stages wait for each other."""
         if self.found is None:
             return self.reason
-        fps, delivered = _rates(self.found.evaluation.fps), _rates(at_one_pace(self.found.config))
+        fps, delivered = _rates(self.found.evaluation.fps), _rates(self.found.evaluation.delivered)
         judged = "the optimum of the space"
         if not self.reached:
             judged = "optimum unknown" if self.best is None else f"the optimum: {_rates(self.best.evaluation.fps)}"
