@@ -307,7 +307,8 @@ def _picture(frame, path: Path, name: str) -> Frame | FrameError:
         return FrameError(f"{path}, {name}", expected="a pixel format that becomes RGB", got=got)
     data = torch.from_numpy(upright(pixels, _orientation(frame)).transpose(2, 0, 1).copy())[None]
     alpha = data[:, 3:] if data.shape[1] == 4 else None
-    return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", notes=_notes(frame))
+    depth = f"{max(component.bits for component in frame.format.components)} bits"
+    return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", depth=depth, notes=_notes(frame))
 
 
 def _pixels(frame) -> np.ndarray:

@@ -33,6 +33,7 @@ class Metric:
         unit: Of the score, empty for a plain number.
         settings: Keyword arguments of ``function`` that make the variant.
         needs: Files that must be fetched first, by name.
+        smallest: Shortest side of an image, pixels.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Metric:
     unit: str = ""
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     needs: tuple[str, ...] = ()
+    smallest: int = 1
 
     @property
     def heading(self) -> str:
@@ -173,6 +175,11 @@ def score(
     found = {}
     for name in names:
         chosen = metric(name)
+        if min(pred.shape[-2:]) < chosen.smallest:
+            size = "×".join(map(str, pred.shape[-2:]))
+            reason = f"needs sides of {chosen.smallest} pixels or more, these images have {size}"
+            found[name] = Score(chosen, (), about or {}, reason)
+            continue
         try:
             found[name] = Score(chosen, tuple(chosen(pred, target).tolist()), about or {})
         except UnavailableError as error:

@@ -187,7 +187,8 @@ def _like(mask: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     try:
         return mask.expand(error.shape)
     except RuntimeError:
-        raise I2IError("mask", expected=f"the size of the images, {tuple(error.shape)}", got=tuple(mask.shape)) from None
+        size = f"the size of the images, {tuple(error.shape)}"
+        raise I2IError("mask", expected=size, got=tuple(mask.shape)) from None
 
 
 register(

@@ -129,7 +129,8 @@ def _prepared(pred, target, value_range: float, smallest: int) -> tuple[torch.Te
     require("torchvision")  # piq imports it
     pred, target = (as_batch(image) for image in check_pair(pred, target, value_range=value_range))
     if min(pred.shape[-2:]) < smallest:
-        raise I2IError("images", expected=f"sides of {smallest} pixels or more", got="×".join(map(str, pred.shape[-2:])))
+        size = "×".join(map(str, pred.shape[-2:]))
+        raise I2IError("images", expected=f"sides of {smallest} pixels or more", got=size)
     return (pred / value_range).clamp(0, 1), (target / value_range).clamp(0, 1)
 
 
@@ -178,6 +179,7 @@ register(
         source=_WANG,
         function=ssim,
         settings={"value_range": 1.0},
+        smallest=_SMALLEST_SSIM,
     )
 )
 register(
@@ -190,6 +192,7 @@ register(
         source=_WANG,
         function=ssim,
         settings={"value_range": 1.0, "downsample": True},
+        smallest=_SMALLEST_SSIM,
     )
 )
 register(
@@ -202,5 +205,6 @@ register(
         source="Wang et al. 2003, doi:10.1109/ACSSC.2003.1292216; computed by piq",
         function=ms_ssim,
         settings={"value_range": 1.0},
+        smallest=_SMALLEST_MS_SSIM,
     )
 )
