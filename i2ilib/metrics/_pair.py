@@ -64,6 +64,37 @@ def as_batch(image: torch.Tensor) -> torch.Tensor:
     return image if image.ndim == 4 else image.reshape(1, -1, *image.shape[-2:])
 
 
+def flat(image: torch.Tensor) -> torch.Tensor:
+    """(N, values): four axes are a batch, fewer are one image."""
+    return image.reshape(image.shape[0] if image.ndim == 4 else 1, -1)
+
+
+def masked_sum(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Sum over each image, (N,): of the pixels in the mask, or of all."""
+    return flat(error if mask is None else error * mask_like(mask, error)).sum(1)
+
+
+def masked_mean(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over each image, (N,): of the pixels in the mask, or of all; 0 where the mask has none."""
+    if mask is None:
+        return flat(error).mean(1)
+    return masked_sum(error, mask) / flat(mask_like(mask, error)).sum(1).clamp_min(1)
+
+
+def mask_like(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """The mask in the shape of the image.
+
+    Raises:
+        I2IError: If it is not bool, or has another size.
+    """
+    if mask.dtype != torch.bool:
+        raise I2IError("mask", expected="bool", got=mask.dtype, remedy="Compare the trimap: trimap == 128.")
+    try:
+        return mask.expand(image.shape)
+    except RuntimeError:
+        raise I2IError("mask", expected=f"the size of the images, {tuple(image.shape)}", got=tuple(mask.shape)) from None
+
+
 def told(scores: torch.Tensor, reduction: str) -> float | torch.Tensor:
     """The scores of a batch, (N,), as a metric returns them.
 

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import I2IError
-from ._pair import as_batch, check_pair, told
+from ._pair import as_batch, check_pair, flat, masked_mean, masked_sum, told
 from .catalogue import Metric, register
 
 RHEMANN = "Rhemann et al., A Perceptually Motivated Online Benchmark for Image Matting, CVPR 2009"
@@ -46,7 +46,7 @@ def iou(
     if not 0 <= threshold < 1:
         raise I2IError("threshold", expected="from 0 to below 1", got=threshold)
     pred, target = check_pair(pred, target, value_range=1.0)
-    a, b = (_flat(matte > threshold) for matte in (pred, target))
+    a, b = (flat(matte > threshold) for matte in (pred, target))
     both, either = (a & b).sum(1).double(), (a | b).sum(1).double()
     return told(torch.where(either > 0, both / either.clamp_min(1), absent), reduction)
 
@@ -91,7 +91,7 @@ def mse(
         raise I2IError("scale", expected="above 0", got=scale, remedy="Use 1.0 or 255.")
     pred, target = check_pair(pred, target, value_range=value_range)
     error = (pred.double() - target.double()).square() * (scale / value_range) ** 2
-    return told(_mean(error, mask), reduction)
+    return told(masked_mean(error, mask), reduction)
 
 
 def mad(
@@ -115,7 +115,7 @@ def mad(
         0.25
     """
     pred, target = check_pair(pred, target, value_range=1.0)
-    return told(_mean((pred.double() - target.double()).abs(), mask), reduction)
+    return told(masked_mean((pred.double() - target.double()).abs(), mask), reduction)
 
 
 def sad(
@@ -139,8 +139,7 @@ def sad(
         10.0
     """
     pred, target = check_pair(pred, target, value_range=1.0)
-    error = (pred.double() - target.double()).abs()
-    return told(_flat(error if mask is None else error * _like(mask, error)).sum(1) / 1000, reduction)
+    return told(masked_sum((pred.double() - target.double()).abs(), mask) / 1000, reduction)
 
 
 def unknown_band(target: torch.Tensor, radius: int = 10) -> torch.Tensor:
@@ -167,28 +166,6 @@ def unknown_band(target: torch.Tensor, radius: int = 10) -> torch.Tensor:
     target, _ = check_pair(target, target, value_range=1.0)
     partly = as_batch((target > 0) & (target < 1)).float()
     return (functional.max_pool2d(partly, 2 * radius + 1, 1, radius) > 0).reshape(target.shape)
-
-
-def _flat(image: torch.Tensor) -> torch.Tensor:
-    """(N, values): four axes are a batch, fewer are one image."""
-    return image.reshape(image.shape[0] if image.ndim == 4 else 1, -1)
-
-
-def _mean(error: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is None:
-        return _flat(error).mean(1)
-    counted = _like(mask, error)
-    return _flat(error * counted).sum(1) / _flat(counted).sum(1).clamp_min(1)
-
-
-def _like(mask: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
-    if mask.dtype != torch.bool:
-        raise I2IError("mask", expected="bool", got=mask.dtype, remedy="Compare the trimap: trimap == 128.")
-    try:
-        return mask.expand(error.shape)
-    except RuntimeError:
-        size = f"the size of the images, {tuple(error.shape)}"
-        raise I2IError("mask", expected=size, got=tuple(mask.shape)) from None
 
 
 register(
