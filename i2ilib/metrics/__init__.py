@@ -7,13 +7,19 @@ from .catalogue import Metric, Score, metric, register, registry, score
 from .interval import Paired, paired
 from .matte import iou, mad, mse, sad, unknown_band
 from .picture import ms_ssim, psnr, ssim
+from .structure import connectivity_error, gradient_error
+from .video_matte import dtssd, messddt
 
 __all__ = [
     "Metric",
     "Paired",
     "Score",
+    "connectivity_error",
+    "dtssd",
+    "gradient_error",
     "iou",
     "mad",
+    "messddt",
     "metric",
     "ms_ssim",
     "mse",

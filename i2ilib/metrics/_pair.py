@@ -92,7 +92,19 @@ def mask_like(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     try:
         return mask.expand(image.shape)
     except RuntimeError:
-        raise I2IError("mask", expected=f"the size of the images, {tuple(image.shape)}", got=tuple(mask.shape)) from None
+        size = f"the size of the images, {tuple(image.shape)}"
+        raise I2IError("mask", expected=size, got=tuple(mask.shape)) from None
+
+
+def as_rgb(batch: torch.Tensor) -> torch.Tensor:
+    """(N, 3, H, W); grey is repeated.
+
+    Raises:
+        I2IError: If there are other than one or three channels.
+    """
+    if batch.shape[1] not in (1, 3):
+        raise I2IError("images", expected="one or three channels", got=batch.shape[1], remedy="Drop the alpha channel.")
+    return batch.expand(-1, 3, -1, -1)
 
 
 def told(scores: torch.Tensor, reduction: str) -> float | torch.Tensor:
