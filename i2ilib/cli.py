@@ -1,4 +1,4 @@
-"""The command line: ``python -m i2ilib info|matte|train|inspect|quantise|bench``, for people without a notebook."""
+"""The command line, for people without a notebook: ``i2i info|fetch|matte|train|inspect|quantise|bench``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .errors import FrameError, I2IError
+from .errors import FrameError, I2IError, IntegrityError, UnavailableError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("info", _info, "Show what this machine offers, and why the rest is not here.")
+
+    fetch = command("fetch", _fetch, "Download files that metrics and models need, checked by SHA-256, or list them.")
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="of files; damaged ones are replaced (default: list all)"
+    )
+    fetch.add_argument("--all", action="store_true", help="download every file of the list")
 
     matte = command("matte", _matte, "Cut the figure out of frames: 16-bit alpha and RGBA for each.")
     matte.add_argument("frames", type=Path, help="a picture, a folder of pictures (PNG, JPEG, TIFF, EXR), or a video")
@@ -181,6 +187,30 @@ def _info(options: argparse.Namespace) -> int:
             f"  {'yes' if v['ok'] else 'no ':3}  {k:19} {v['reason']}" for k, v in result[title].items()
         ]
     _say(options, result, "\n".join(lines))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from .runtime import fetch, fetched, registry
+
+    entries = registry()
+    wanted = list(entries) if options.all else options.names
+    for name in wanted:
+        fetch(name, mend=True)
+    files = {}
+    for name in wanted or entries:
+        path, state = None, "here"
+        try:
+            path = str(fetched(name))
+        except UnavailableError:
+            state = "absent"
+        except IntegrityError:
+            state = "damaged"
+        files[name] = {"state": state, "path": path, **entries[name]}
+    lines = [
+        f"{f['state']:8} {name:27} {f['size']:11,} bytes  {f['about']}; {f['licence']}" for name, f in files.items()
+    ]
+    _say(options, {"files": files}, "\n".join(lines))
     return 0
 
 
