@@ -117,10 +117,9 @@ def naive(pred, target, variant, steps=10):
 
 @st.composite
 def pairs(draw):
-    height, width = (
-        {"min_size": side, "max_size": side} for side in (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
-    )
-    matte = st.lists(st.lists(st.sampled_from(LEVELS), **width), **height)
+    height, width = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    row = st.lists(st.sampled_from(LEVELS), min_size=width, max_size=width)
+    matte = st.lists(row, min_size=height, max_size=height)
     return draw(matte), draw(matte)
 
 

@@ -68,11 +68,12 @@ def messddt(
 
     Lower is better, 0 is best: an error that moves with the object costs nothing. Differentiable in the mattes.
 
-    Erofeev et al. sum this over the pixels of a frame; here it is their mean, as in Deep Video Matting, so that
-    scores of two sizes compare; tables scale it variously. p − t is read between pixels by bilinear interpolation,
-    as TCVOM does. A pixel whose motion v leaves the frame is not counted. Scores depend on the motion field: compare
-    only those of one. Deep Video Matting's own code (nowsyn/DVM, evaluation/metric.py) swaps rows and columns where it
-    follows the motion, so its published scores cannot be reproduced by this definition.
+    Erofeev et al. sum this over the pixels of a frame; here it is divided by their number, as in later evaluations,
+    so that scores of two sizes compare; tables scale it variously. p − t is read between pixels by bilinear
+    interpolation, as TCVOM does. A pixel whose motion v leaves the frame is not counted. Scores depend on the motion
+    field: compare only those of one. The much-copied code of Deep Video Matting (nowsyn/DVM, evaluation/metric.py at
+    1c866e2) swaps rows and columns where it follows the motion, and reads the clip's second frame for every pair; its
+    scores are not those of the definition.
 
     Args:
         pred: Coverage in [0, 1], frames in order, two or more: (N, C, H, W).
@@ -137,7 +138,8 @@ def _checked_flow(flow: torch.Tensor, clip: torch.Tensor) -> torch.Tensor:
     if not flow.is_floating_point():
         raise I2IError("flow", expected="floating point", got=flow.dtype)
     if not flow.isfinite().all():
-        raise I2IError("flow", expected="finite numbers", got="NaN or infinity", remedy="Mask those pixels.")
+        remedy = "Set those pixels to 0 and leave them out by mask."
+        raise I2IError("flow", expected="finite numbers", got="NaN or infinity", remedy=remedy)
     return flow
 
 
