@@ -3,10 +3,13 @@
 :func:`registry` lists them all, :func:`score` computes several by name, :func:`paired` compares two candidates.
 """
 
+from .blind import brisque
 from .catalogue import Metric, Score, metric, register, registry, score
+from .deep import dists, lpips, lpips_comp
 from .interval import Paired, paired
 from .matte import iou, mad, mse, sad, unknown_band
 from .picture import ms_ssim, psnr, ssim
+from .rendering import flip
 from .structure import connectivity_error, gradient_error
 from .video_matte import dtssd, messddt
 
@@ -14,10 +17,15 @@ __all__ = [
     "Metric",
     "Paired",
     "Score",
+    "brisque",
     "connectivity_error",
+    "dists",
     "dtssd",
+    "flip",
     "gradient_error",
     "iou",
+    "lpips",
+    "lpips_comp",
     "mad",
     "messddt",
     "metric",
