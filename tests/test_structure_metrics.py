@@ -132,15 +132,13 @@ def test_connectivity_is_as_defined(pair, variant, double, steps):
     assert found == pytest.approx(naive(*pair, variant, steps), abs=1e-5)
 
 
-@pytest.mark.parametrize("level", [51, 102, 153, 204, 255])
-def test_a_level_that_equals_a_threshold_reaches_it(level):
-    """A single pixel of this level is connected up to it: its distance is 0, not 0.1; a darker one's is not."""
-    for dtype in (torch.float32, torch.float64):
-        one = torch.full((1, 1), level, dtype=dtype) / 255
-        assert connectivity_error(one, one) == 0
-        darker = torch.full((1, 1), level - 30, dtype=dtype) / 255  # does not change what both reach
-        expected = naive([[level - 30]], [[level]], "matlab")
-        assert 1000 * connectivity_error(darker, one) == pytest.approx(expected, abs=1e-6)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("whole", [10, 255])
+def test_a_level_that_equals_a_threshold_reaches_it(whole, dtype):
+    """A pixel at a threshold is connected up to it, so that the brighter one's distance is 0.2, not 0.3."""
+    for tenths in range(1, 9) if whole == 10 else (2, 4, 6, 8):
+        pred, target = (torch.full((1, 1), part * whole // 10, dtype=dtype) / whole for part in (tenths, tenths + 2))
+        assert 1000 * connectivity_error(pred, target) == pytest.approx(0.2, abs=1e-6)
 
 
 @pytest.mark.parametrize(

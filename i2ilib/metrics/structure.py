@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ..errors import I2IError
 from ..runtime import require
-from ._pair import as_batch, check_pair, mask_like, masked_sum, told
+from ._pair import as_batch, check_pair, masked_sum, told
 from .catalogue import Metric, register
 from .matte import RHEMANN
 
@@ -62,7 +62,7 @@ def gradient_error(
         >>> gradient_error(edge, edge), gradient_error(edge.mT, edge) > 0.1
         (0.0, True)
     """
-    pred, target, mask = _prepared(pred, target, mask)
+    pred, target = _prepared(pred, target)
     if stretch:
         pred, target = _stretched(pred), _stretched(target)
     return told(masked_sum((_steepness(pred) - _steepness(target)).square(), mask) / 1000, reduction)
@@ -129,7 +129,7 @@ def connectivity_error(
     steps = round(1 / step) if 0 < step <= 1 else 0
     if not math.isclose(steps * step, 1):
         raise I2IError("step", expected="a whole part of 1", got=step, remedy="Use 0.1, as the benchmarks do.")
-    pred, target, mask = _prepared(pred, target, mask)
+    pred, target = _prepared(pred, target)
     thresholds = np.linspace(0, 1, steps + 1, dtype=np.float32)
     planes = [matte.detach().cpu().numpy()[:, 0].astype(np.float32) for matte in (pred, target)]
     differences = []
@@ -140,14 +140,12 @@ def connectivity_error(
     return told(masked_sum(error, mask) / 1000, reduction)
 
 
-def _prepared(pred, target, mask) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Batches of one channel in double precision, and the mask in their shape."""
-    pred, target = check_pair(pred, target, value_range=1.0)
-    mask = None if mask is None else as_batch(mask_like(mask, pred))
-    pred, target = (as_batch(matte).double() for matte in (pred, target))
+def _prepared(pred, target) -> tuple[torch.Tensor, torch.Tensor]:
+    """Batches of one channel in double precision."""
+    pred, target = (as_batch(matte).double() for matte in check_pair(pred, target, value_range=1.0))
     if pred.shape[1] != 1:
         raise I2IError("mattes", expected="one channel", got=pred.shape[1], remedy="Stack images as (N, 1, H, W).")
-    return pred, target, mask
+    return pred, target
 
 
 def _stretched(matte: torch.Tensor) -> torch.Tensor:
