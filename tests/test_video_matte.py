@@ -80,10 +80,12 @@ def test_messddt_reads_the_error_between_pixels():
 def test_what_leaves_the_frame_is_not_counted():
     target = torch.zeros(2, 1, 4, 4)
     pred = target.clone()
-    pred[0, ..., -1] = 1
+    pred[1, ..., -1] = 1
     right = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1).expand(1, 2, 4, 4)
-    assert messddt(pred, target, flow=right) == 0
-    assert messddt(pred, target, flow=0.4 * right) > 0.24  # less than half a pixel beyond the last centre is inside
+    assert messddt(pred, target, flow=right) == pytest.approx(1 / 3)  # three columns of four stay
+    # up to half a pixel beyond the last centre is inside, and as that pixel
+    assert messddt(pred, target, flow=0.49 * right) == pytest.approx((1 + 0.49**2) / 4)
+    assert messddt(pred, target, flow=0.51 * right) == pytest.approx(0.51**2 / 3)
     assert messddt(pred, target, flow=10 * right) == 0  # nothing is left
 
 
