@@ -24,6 +24,7 @@ def dtssd(
     Lower is better, 0 is best: an error that stays the same in all frames costs nothing. Differentiable; at 0 the
     derivative is 0. Published tables print it times 100. The variant is that of RobustVideoMatting's evaluation, whose
     root is of a mean; Erofeev's and those of Deep Video Matting and TCVOM take it of a sum, which grows with the frame.
+    Its tables also average a 0 for each clip's first frame: (N - 1) / N of the mean here.
 
     Args:
         pred: Coverage in [0, 1], frames in order, two or more: (N, C, H, W).
