@@ -81,7 +81,7 @@ def scan(path: str | os.PathLike) -> Index:
         timed = bool(_TIMED & set(file.format.name.split(",")))
         promised = _promised(path, stream)
         packets, problem = _packets(file, stream)
-    missing = _missing(stream, packets, promised)
+        missing = _missing(stream, packets, promised)  # here: a closed file's stream is freed memory
     total = missing + sum(packet.shown for packet in packets) if missing else 0
     if missing:
         packets = _without_holes(packets[:-1])  # the last one may be cut

@@ -11,12 +11,14 @@ from .matte import iou, mad, mse, sad, unknown_band
 from .picture import ms_ssim, psnr, ssim
 from .rendering import flip
 from .structure import connectivity_error, gradient_error
+from .video import VmafResult, vmaf
 from .video_matte import dtssd, messddt
 
 __all__ = [
     "Metric",
     "Paired",
     "Score",
+    "VmafResult",
     "brisque",
     "connectivity_error",
     "dists",
@@ -39,4 +41,5 @@ __all__ = [
     "score",
     "ssim",
     "unknown_band",
+    "vmaf",
 ]

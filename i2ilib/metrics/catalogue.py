@@ -34,6 +34,8 @@ class Metric:
         settings: Keyword arguments of ``function`` that make the variant.
         needs: Files that must be fetched first, by name.
         smallest: Shortest side of an image, pixels.
+        clips: For a metric that reads clips itself: of the two :class:`~i2ilib.frames.Clip`, the candidate's first,
+            to the scores and what to keep beside them.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Metric:
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
     needs: tuple[str, ...] = ()
     smallest: int = 1
+    clips: Callable | None = None
 
     @property
     def heading(self) -> str:
@@ -56,14 +59,14 @@ class Metric:
         return f"{self.label}{f' ({self.unit})' if self.unit else ''} {'↑' if self.higher_is_better else '↓'}"
 
     def __call__(self, pred: torch.Tensor, target: torch.Tensor | None = None, **more) -> torch.Tensor:
-        """The score of each image, (N,); of each frame but the first for a metric of clips."""
+        """The score of each image, (N,); for a metric of clips one a frame, or one a pair of neighbours."""
         images = (pred,) if self.takes == "picture" else (pred, target)
         return self.function(*images, **{**self.settings, **more, "reduction": "none"})
 
     def describe(self) -> dict:
-        """All but the function, for JSON."""
-        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del kept["function"]
+        """All but the functions, for JSON."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in ("function", "clips")]
+        kept = {name: getattr(self, name) for name in fields}
         low, high = self.score_range
         return kept | {
             "score_range": [low, high if math.isfinite(high) else None],
@@ -146,7 +149,12 @@ class Score:
     def __str__(self) -> str:
         if self.reason:
             return f"not available: {self.reason}"
-        return f"{self.mean:.4f}" + (f" ± {self.std:.4f}" if len(self.values) > 1 else "")
+        return _text(self.mean) + (f" ± {_text(self.std)}" if len(self.values) > 1 else "")
+
+
+def _text(value: float) -> str:
+    """Four decimals, as tables of the field print scores; four digits for what would vanish."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
 
 
 def score(
