@@ -6,7 +6,7 @@
 from .blind import brisque
 from .catalogue import Metric, Score, metric, register, registry, score
 from .deep import dists, lpips, lpips_comp
-from .interval import Paired, paired
+from .interval import Paired, harmonic_mean, paired
 from .matte import iou, mad, mse, sad, unknown_band
 from .picture import ms_ssim, psnr, ssim
 from .rendering import flip
@@ -25,6 +25,7 @@ __all__ = [
     "dtssd",
     "flip",
     "gradient_error",
+    "harmonic_mean",
     "iou",
     "lpips",
     "lpips_comp",

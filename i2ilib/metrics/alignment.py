@@ -1,4 +1,4 @@
-"""Is a pair of images or clips aligned? A shift, a crop or a lost frame ruins every score and looks like bad quality."""
+"""Is a pair of images or clips aligned? A shift, a crop or a lost frame spoils every score and looks like bad work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def found_shift(pred: torch.Tensor, target: torch.Tensor) -> tuple[float, float]
     """By how many pixels the first is shifted against the second; None where no shift explains their difference.
 
     A shift counts if undoing it takes away at least half of the squared error. It is looked for in the middle of the
-    picture, to a tenth of a pixel, by the phase of the Fourier transforms.
+    picture, in tenths of a pixel, by the phase of the Fourier transforms.
 
     Args:
         pred: (N, C, H, W), (C, H, W) or (H, W), any range; of a batch the first image is taken.
@@ -97,7 +97,7 @@ def found_crop(pred: torch.Tensor, target: torch.Tensor) -> tuple[int, int] | No
     from skimage.feature import match_template
 
     small, large = sorted((_grey(image, whole=True) for image in (pred, target)), key=lambda image: image.size)
-    if any(s > l for s, l in zip(small.shape, large.shape, strict=True)) or small.std() < 1e-6:
+    if any(a > b for a, b in zip(small.shape, large.shape, strict=True)) or small.std() < 1e-6:
         return None
     match = match_template(large, small)
     place = np.unravel_index(np.argmax(match), match.shape)

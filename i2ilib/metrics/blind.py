@@ -17,7 +17,8 @@ from ..runtime import fetched, file_state
 from ._pair import as_batch, check_image, told
 from .catalogue import Metric, register
 
-_GAUSSIAN = special.softmax(-0.5 * np.square(np.arange(-3, 4) / (7 / 6)))  # 7 pixels, σ 7/6
+_GAUSSIAN = np.exp(-(np.square(np.mgrid[-3:4, -3:4]).sum(0)) / (2 * (7 / 6) ** 2))  # σ 7/6, as MATLAB forms it
+_GAUSSIAN /= _GAUSSIAN.sum()
 _HALVING = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256  # MATLAB's imresize by 0.5: bicubic, antialiased
 _SMALLEST = 14  # the window must fit into the half-size image
 _FEATURES = 36
@@ -32,14 +33,13 @@ def brisque(
 ) -> float | torch.Tensor:
     """Blind image spatial quality: statistics of the picture against a model of what people said of others.
 
-    Lower is better, nominally 0 to 100, but scores outside occur. No gradient: shapes are looked up in a table. RGB
-    becomes grey by BT.601, rounded to 8 bits as in MATLAB; grey is taken as it is. The model was fitted to photographs
-    with five kinds of distortion and knows no others; scores of mattes or drawings mean nothing.
+    Lower is better, nominally 0 to 100, but scores outside occur. No gradient: shapes are looked up in a table. The
+    picture becomes grey by BT.601 and is rounded to 8 bits, as the authors' code reads it. The model was fitted to
+    photographs with five kinds of distortion and knows no others; scores of mattes or drawings mean nothing.
 
     Implementations agree to 0.01 but where many pixels lie in areas of one value, as in strong JPEG: the fit counts
-    signs, there those of rounding errors. Here such pixels are 0, as in exact arithmetic. For goldhill_jpeg.gif, a
-    sixth of it even, this gives 73.91; others, by their order of sums, 74.5 to 75.1. The package brisque holds another
-    model.
+    signs, there those of rounding errors, and the order of a sum decides. For goldhill_jpeg.gif, a sixth of it even,
+    they give 74.5 to 75.1. The package brisque holds another model.
 
     Args:
         image: (N, C, H, W), (C, H, W) or (H, W), RGB or grey, values in [0, ``value_range``], sides of 14 or more.
@@ -71,7 +71,7 @@ def brisque(
         raise I2IError("image", expected=f"sides of {_SMALLEST} pixels or more", got=got)
     if images.shape[1] not in (1, 3):
         raise I2IError("image", expected="one or three channels", got=images.shape[1], remedy="Drop the alpha channel.")
-    greys = images[:, 0] if images.shape[1] == 1 else np.round(np.einsum("nchw,c->nhw", images, _GREY))
+    greys = np.round(images[:, 0] if images.shape[1] == 1 else np.einsum("nchw,c->nhw", images, _GREY))
     svm = _model(*(file_state(path) for path in _files(model)))
     scores = [svm(_features(grey)) for grey in greys]
     return told(torch.tensor(scores, dtype=torch.float64, device=image.device), reduction)
@@ -100,19 +100,14 @@ def _features(grey: np.ndarray) -> np.ndarray:
     found = []
     for size in ("full", "half"):
         if size == "half":
-            grey = _both_axes(grey, _HALVING, mode="reflect", origin=-1)[::2, ::2]
-        mean = _both_axes(grey, _GAUSSIAN, mode="constant")
-        deviation = np.sqrt(np.abs(_both_axes(grey * grey, _GAUSSIAN, mode="constant") - mean * mean))
-        normalised = (grey - mean) / (deviation + 1)
-        normalised[np.abs(normalised) < 1e-9] = 0  # rounding errors of even areas have signs, which would be counted
+            halved = ndimage.correlate1d(grey, _HALVING, 0, mode="reflect", origin=-1)[::2]
+            grey = ndimage.correlate1d(halved, _HALVING, 1, mode="reflect", origin=-1)[:, ::2]
+        mean, square = (ndimage.correlate(part, _GAUSSIAN, mode="constant") for part in (grey, grey * grey))
+        normalised = (grey - mean) / (np.sqrt(np.abs(square - mean * mean)) + 1)
         found += _symmetric_shape(normalised)
         for shift in _SHIFTS:
             found += _asymmetric_shape(normalised * np.roll(normalised, shift, (0, 1)))
     return np.array(found)
-
-
-def _both_axes(grey: np.ndarray, window: np.ndarray, **options) -> np.ndarray:
-    return ndimage.correlate1d(ndimage.correlate1d(grey, window, 0, **options), window, 1, **options)
 
 
 def _symmetric_shape(x: np.ndarray) -> list[float]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import torch
 
-from ..errors import I2IError, UnavailableError
+from ..errors import I2IError, IntegrityError, UnavailableError
 
 _METRICS: dict[str, Metric] = {}
 
@@ -76,12 +76,14 @@ class Metric:
 
 
 def register(metric: Metric) -> Metric:
-    """Make a metric known by its name.
+    """Make a metric known by its name; the same one again, as when a cell is run twice, takes the place of the first.
 
     Raises:
-        I2IError: If the name is taken or has other letters than a-z, digits, _ and the dot, or ``takes`` or ``of`` is unknown.
+        I2IError: If the name is another metric's or has other letters than a-z, digits, _ and the dot, or ``takes`` or
+            ``of`` is unknown.
     """
-    if metric.name in _METRICS:
+    known = _METRICS.get(metric.name)
+    if known is not None and known.describe() != metric.describe():
         raise I2IError("name", expected="one that is free", got=repr(metric.name), remedy="Name the variant.")
     for what, allowed in (("takes", ("pair", "picture", "clip")), ("of", ("picture", "matte"))):
         if (got := getattr(metric, what)) not in allowed:
@@ -149,7 +151,9 @@ class Score:
     def __str__(self) -> str:
         if self.reason:
             return f"not available: {self.reason}"
-        return _text(self.mean) + (f" ± {_text(self.std)}" if len(self.values) > 1 else "")
+        if len(self.values) < 2:
+            return _text(self.mean)
+        return f"{_text(self.mean)} ± {f'{self.std:.4f}' if self.std == 0 or self.std >= 5e-5 else f'{self.std:.0e}'}"
 
 
 def _text(value: float) -> str:
@@ -190,6 +194,14 @@ def score(
             continue
         try:
             found[name] = Score(chosen, tuple(chosen(pred, target).tolist()), about or {})
-        except UnavailableError as error:
-            found[name] = Score(chosen, (), about or {}, str(error))
+        except (UnavailableError, IntegrityError) as error:
+            found[name] = Score(chosen, (), about or {}, why_not(chosen, error))
     return found
+
+
+def why_not(metric: Metric, error: I2IError) -> str:
+    """Why a metric is not available, and the one command that mends it, short enough for a table."""
+    if not metric.needs:
+        return str(error)
+    state = "are not here" if isinstance(error, UnavailableError) else "have another checksum"
+    return f"its weights {state}; i2i fetch {' '.join(metric.needs)}"
