@@ -324,8 +324,7 @@ def _pixels(frame) -> np.ndarray:
         parts = [_plane(frame, component) for component in components if not component.is_alpha]
         parts = parts * 3 if len(parts) == 1 else parts
     else:
-        wide = _converted(frame, "rgba64le" if transparent and not plain else "rgb48le")
-        parts = list(np.moveaxis(wide / np.float32(65535), 2, 0))
+        parts = list(np.moveaxis(_rgb(frame, alpha=transparent and not plain), 2, 0))
     if transparent and plain:
         parts.append(_plane(frame, components[-1]))
     return np.stack(parts, 2)
@@ -337,6 +336,16 @@ def _plane(frame, component) -> np.ndarray:
     kind = np.dtype(np.uint8 if component.bits <= 8 else f"{order}u2")
     rows = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
     return rows.astype(np.float32) / np.float32(2**component.bits - 1)
+
+
+def _rgb(frame, *, alpha: bool) -> np.ndarray:
+    """(H, W, 3 or 4) float32 in [0, 1] of formats that must be converted."""
+    if frame.format.is_rgb or frame.format.has_palette:
+        deep = max(component.bits for component in frame.format.components) > 8
+        layout = ("rgba64le" if alpha else "rgb48le") if deep else ("rgba" if alpha else "rgb24")
+        return _converted(frame, layout) / np.float32(65535 if deep else 255)
+    wide = _converted(frame, "rgba64le" if alpha else "rgb48le")
+    return np.minimum(wide / np.float32(65280), 1)  # FFmpeg's white: the 8-bit code, shifted
 
 
 def _converted(frame, layout: str) -> np.ndarray:
