@@ -73,7 +73,7 @@ def test_what_a_score_tells(empty):
     assert str(found["example"]) == "0.5000 ± 0.3536"  # the sample's standard deviation
     assert found["example"].describe()["about"] == {"depth": "8 bits"} and found["example"].describe()["n"] == 2
     assert str(found["absent"]) == "not available: weights. Fetch them."
-    assert "161 pixels or more, these images have 4×5" in str(found["large"])
+    assert "161 pixels or more, these images have 5×4" in str(found["large"])
     needy = dataclasses.replace(EXAMPLE, name="needy", function=absent, needs=("a.pth", "b.pth"))
     metrics.register(needy)
     expected = "not available: its weights are not here; i2i fetch a.pth b.pth"

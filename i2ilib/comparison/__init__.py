@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from ..errors import I2IError, IntegrityError, UnavailableError
 from ..frames import Clip, open_clip
 from ..metrics import Metric, Paired, Score, metric, paired
-from ..metrics.catalogue import why_not
+from ..metrics.catalogue import too_small, why_not
 from ..runtime import write_json
 from .pairs import Pair, check_clips, check_sizes, misalignments, read_pairs
 
@@ -111,12 +112,11 @@ class Comparison:
         first, *others = self.candidates
         found: dict[str, dict[str, Paired]] = {}
         for other in others:
-            both = first.per_frame().join(other.per_frame(), how="inner", lsuffix="", rsuffix="\0")
+            theirs, ours = first.per_frame(), other.per_frame()
             for name in other.scores:
-                pairs = both[[name, f"{name}\0"]].dropna()
-                if len(pairs) > 1 and all(map(math.isfinite, pairs.to_numpy().ravel())):
-                    ours, theirs = pairs[f"{name}\0"], pairs[name]
-                    found.setdefault(other.name, {})[name] = paired(ours, theirs, confidence=confidence)
+                pairs = pd.concat([ours[name], theirs[name]], axis=1, join="inner").dropna().to_numpy()
+                if len(pairs) > 1 and np.isfinite(pairs).all():
+                    found.setdefault(other.name, {})[name] = paired(*pairs.T, confidence=confidence)
         return found
 
     def describe(self) -> dict:
@@ -278,9 +278,8 @@ def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]
     """The score of one more frame, or the reason why there is none."""
     if one.name in reasons:
         return
-    side = min(images[0].shape[-2:])
-    if side < one.smallest:
-        reasons[one.name] = f"needs sides of {one.smallest} pixels or more, these pictures have {side}"
+    if reason := too_small(one, images[0]):
+        reasons[one.name] = reason
         return
     if one.takes == "clip":
         if last is None:

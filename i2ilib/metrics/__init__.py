@@ -8,13 +8,14 @@ from .catalogue import Metric, Score, metric, register, registry, score
 from .deep import dists, lpips, lpips_comp
 from .interval import Paired, harmonic_mean, paired
 from .matte import iou, mad, mse, sad, unknown_band
-from .picture import ms_ssim, psnr, ssim
+from .picture import ms_ssim, psnr, ssim, ssim_flat
 from .rendering import flip
 from .structure import connectivity_error, gradient_error
 from .video import VmafResult, vmaf
 from .video_matte import dtssd, messddt
 
 __all__ = [
+    "KEYS",
     "Metric",
     "Paired",
     "Score",
@@ -41,6 +42,10 @@ __all__ = [
     "sad",
     "score",
     "ssim",
+    "ssim_flat",
     "unknown_band",
     "vmaf",
 ]
+
+KEYS = {"iou": metric("iou"), "mse": metric("mse_255"), "psnr_db": metric("psnr"), "ssim": metric("ssim_flat")}
+"""What the keys of training histories and recorded results mean: ``"mse"`` there is in squared 8-bit levels."""

@@ -134,8 +134,10 @@ class Score:
 
     @property
     def std(self) -> float:
-        """Sample standard deviation over the images; NaN for fewer than two."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
+        """Sample standard deviation over the images; NaN for fewer than two, or an infinite score."""
+        if len(self.values) < 2 or not all(map(math.isfinite, self.values)):
+            return math.nan
+        return float(np.std(self.values, ddof=1))
 
     def describe(self) -> dict:
         """For JSON: score, spread, number of images, and the metric's own description."""
@@ -187,9 +189,7 @@ def score(
     found = {}
     for name in names:
         chosen = metric(name)
-        if min(pred.shape[-2:]) < chosen.smallest:
-            size = "×".join(map(str, pred.shape[-2:]))
-            reason = f"needs sides of {chosen.smallest} pixels or more, these images have {size}"
+        if reason := too_small(chosen, pred):
             found[name] = Score(chosen, (), about or {}, reason)
             continue
         try:
@@ -197,6 +197,14 @@ def score(
         except (UnavailableError, IntegrityError) as error:
             found[name] = Score(chosen, (), about or {}, why_not(chosen, error))
     return found
+
+
+def too_small(metric: Metric, image: torch.Tensor) -> str:
+    """Why a metric cannot take images of this size; empty if it can."""
+    height, width = image.shape[-2:]
+    if min(height, width) >= metric.smallest:
+        return ""
+    return f"needs sides of {metric.smallest} pixels or more, these images have {width}×{height}"
 
 
 def why_not(metric: Metric, error: I2IError) -> str:

@@ -13,6 +13,7 @@ from .catalogue import Metric, register
 
 _LUMA_601 = (65.481, 128.553, 24.966)  # ITU-R BT.601, limited range: 16 + these times RGB in [0, 1]
 _SMALLEST_SSIM = 11  # the window
+_SMALLEST_FLAT = 7
 _C1, _C2 = 0.01**2, 0.03**2  # of a range of 1
 _SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _SMALLEST_MS_SSIM = (_SMALLEST_SSIM - 1) * 2 ** (len(_SCALES) - 1) + 1  # the window must fit into the last scale
@@ -107,6 +108,34 @@ def ssim(
     if square > 1:
         pred, target = (functional.avg_pool2d(image, square) for image in (pred, target))
     return told(_similarity(pred, target)[0].mean(1), reduction)
+
+
+def ssim_flat(
+    pred: torch.Tensor, target: torch.Tensor, *, value_range: float, reduction: str = "mean"
+) -> float | torch.Tensor:
+    """SSIM as scikit-image computes it unless told otherwise: a flat 7×7 window, sample variances, no gradient.
+
+    Not to be compared with :func:`ssim`.
+
+    Args:
+        pred: (N, C, H, W), (C, H, W) or (H, W), values in [0, ``value_range``], sides of 7 or more.
+        target: The same shape and range.
+        value_range: Largest possible value, 1.0 or 255.
+        reduction: "mean" over the images, or "none".
+
+    Raises:
+        I2IError: If the shapes differ, the images are too small, or leave the range.
+
+    Example:
+        >>> image = torch.rand(1, 3, 32, 32)
+        >>> ssim_flat(image, image, value_range=1.0)
+        1.0
+    """
+    from skimage.metrics import structural_similarity
+
+    pairs = (image.detach().cpu().numpy() for image in _prepared(pred, target, value_range, _SMALLEST_FLAT))
+    scores = [structural_similarity(b, a, data_range=1.0, channel_axis=0) for a, b in zip(*pairs, strict=True)]
+    return told(torch.tensor(scores, dtype=torch.float64, device=pred.device), reduction)
 
 
 def ms_ssim(
@@ -253,6 +282,19 @@ register(
         function=ssim,
         settings={"value_range": 1.0, "downsample": True},
         smallest=_SMALLEST_SSIM,
+    )
+)
+register(
+    Metric(
+        name="ssim_flat",
+        label="SSIM, flat window",
+        variant="flat 7×7 window, sample variances, windows inside the image: scikit-image's default",
+        higher_is_better=True,
+        score_range=(-1, 1),
+        source=_WANG + "; computed by scikit-image",
+        function=ssim_flat,
+        settings={"value_range": 1.0},
+        smallest=_SMALLEST_FLAT,
     )
 )
 register(
