@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .. import colour, patches
+from .. import patches
 from ..errors import FrameError, I2IError
 from ..frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Frame, coverage, read_image, srgb_codes
 from ..frames import names as frame_names
