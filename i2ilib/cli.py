@@ -1,4 +1,4 @@
-"""The command line: ``python -m i2ilib info|matte|train|inspect|quantise|bench``, for people without a notebook."""
+"""The command line, for people without a notebook: ``i2i info|fetch|matte|train|inspect|quantise|bench``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .errors import FrameError, I2IError
+from .errors import FrameError, I2IError, IntegrityError, UnavailableError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,6 +45,12 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("info", _info, "Show what this machine offers, and why the rest is not here.")
+
+    fetch = command("fetch", _fetch, "Download files that metrics and models need, checked by SHA-256, or list them.")
+    fetch.add_argument(
+        "names", nargs="*", metavar="NAME", help="of files; damaged ones are replaced (default: list all)"
+    )
+    fetch.add_argument("--all", action="store_true", help="download every file of the list")
 
     matte = command("matte", _matte, "Cut the figure out of frames: 16-bit alpha and RGBA for each.")
     matte.add_argument("frames", type=Path, help="a picture, a folder of pictures (PNG, JPEG, TIFF, EXR), or a video")
@@ -141,6 +147,23 @@ def _parser() -> argparse.ArgumentParser:
     quantise.add_argument("--onnx", type=Path, help="also write the network as ONNX with Q/DQ pairs")
     quantise.add_argument("--graph", type=Path, help="also describe the network, fix positions and shifts, as JSON")
 
+    compare = command("compare", _compare, "Score pictures, image sequences or videos against a reference.")
+    compare.add_argument("reference", type=Path, help="a picture, a folder of pictures, or a video")
+    compare.add_argument("distorted", type=Path, nargs="+", help="what to score: as many frames of the same size")
+    compare.add_argument(
+        "--metrics", metavar="NAMES", help="with commas between (default: the usual ones); an unknown one lists all"
+    )
+    compare.add_argument("--mattes", action="store_true", help="compare coverage: a grey picture or an alpha channel")
+    compare.add_argument("--as-is", action="store_true", help="do not look for shifts and delays first")
+    compare.add_argument("--layer", help="of OpenEXR files, or one channel as grey (default: the colour layer)")
+    compare.add_argument("--device", default="cpu", help="where networks run: cpu (default) or cuda")
+    compare.add_argument("--csv", type=Path, metavar="FILE", help="write every score of every frame")
+    compare.add_argument("--plot", type=Path, metavar="FILE", help="draw them, with the worst frame and its error")
+    compare.add_argument("--worst-by", metavar="NAME", help="metric that chooses the worst frame (default: the first)")
+    compare.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep scores there; an interrupted run goes on with the next file"
+    )
+
     bench = command("bench", _bench, "Time a model on the backends that are here, each verified before.")
     bench.add_argument("model", type=Path, help="a .safetensors file; INT8 backends need its fix positions")
     bench.add_argument("--backend", nargs="+", choices=list(BACKENDS), metavar="NAME", help="default: all that can run")
@@ -181,6 +204,30 @@ def _info(options: argparse.Namespace) -> int:
             f"  {'yes' if v['ok'] else 'no ':3}  {k:19} {v['reason']}" for k, v in result[title].items()
         ]
     _say(options, result, "\n".join(lines))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from .runtime import fetch, fetched, registry
+
+    entries = registry()
+    wanted = list(entries) if options.all else options.names
+    for name in wanted:
+        fetch(name, mend=True)
+    files = {}
+    for name in wanted or entries:
+        path, state = None, "here"
+        try:
+            path = str(fetched(name))
+        except UnavailableError:
+            state = "absent"
+        except IntegrityError:
+            state = "damaged"
+        files[name] = {"state": state, "path": path, **entries[name]}
+    lines = [
+        f"{f['state']:8} {name:27} {f['size']:11,} bytes  {f['about']}; {f['licence']}" for name, f in files.items()
+    ]
+    _say(options, {"files": files}, "\n".join(lines))
     return 0
 
 
@@ -332,6 +379,35 @@ def _quantise(options: argparse.Namespace) -> int:
     result = files | {"fix_positions": quantised.fix_positions}
     _say(options, result, f"{len(quantised.fix_positions)} fix positions kept in {options.out}")
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from .comparison import compare
+    from .runtime import atomic_path
+
+    found = compare(
+        options.reference,
+        *options.distorted,
+        metrics=options.metrics and options.metrics.split(","),
+        mattes=options.mattes,
+        check=not options.as_is,
+        layer=options.layer,
+        device=options.device,
+        keep=options.keep,
+        progress=not options.json,
+    )
+    if options.csv:
+        with atomic_path(options.csv) as temporary:
+            found.frames().to_csv(temporary, index=False)
+    if options.plot:
+        from .plots import save, style
+        from .plots.comparison import comparison
+
+        style()
+        figure = comparison({c.name: c.per_frame() for c in found.candidates}, found.worst_frame(options.worst_by))
+        save(figure, options.plot)
+    _say(options, found.describe(), found.text())
+    return 1 if any(candidate.failed for candidate in found.candidates) else 0
 
 
 def _bench(options: argparse.Namespace) -> int:

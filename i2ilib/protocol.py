@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
 from . import colour, models, patches, runtime
@@ -20,7 +20,7 @@ from .datasets import synthetic, videomatte
 from .deploy import Runner
 from .deploy.openvino import from_pytorch
 from .frames import Frame
-from .metrics import iou, mse
+from .metrics import KEYS
 from .pipeline import MatteOptions, matte
 from .quant import quantise, tail_aware
 from .train import MattingConfig, matting_config, train_matting
@@ -109,13 +109,14 @@ def score(
     Returns:
         ``iou`` (threshold one half) and ``mse`` (8-bit scale), means over the frames.
     """
-    found = []
+    found: dict[str, list[float]] = {"iou": [], "mse": []}
     for index in frames:
         source, alpha = videomatte.matting_frame(clip, index, mode=mode)
         frame = Frame(source[None], None, name=f"{index:05d}", source=f"{clip.name} frame {index}")
         made = matte(runner, frame, MatteOptions(q_in=q_in, input_colour="srgb"))
-        found.append((iou(made, alpha[None]), mse(made, alpha[None], scale=255)))
-    return dict(zip(("iou", "mse"), torch.tensor(found, dtype=torch.float64).mean(0).tolist(), strict=True))
+        for key, values in found.items():
+            values.append(KEYS[key](made, alpha[None]).item())
+    return {key: statistics.fmean(values) for key, values in found.items()}
 
 
 def run_user(

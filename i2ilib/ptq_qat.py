@@ -25,7 +25,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -45,7 +44,6 @@ FLOAT = 32  # bits of the arms that are not quantised
 MATTING_LR = {8: 1e-5, 6: 3e-5, 5: 3e-5, 4: 1e-4}
 ENLARGING_LR = {8: 1e-4, 6: 1e-4, 5: 3e-4, 4: 1e-3}
 RECORDS = {"matting": "ptq_qat_matting", "super-resolution": "ptq_qat_super_resolution"}  # in data/results, by task
-HIGHER_IS_BETTER = {"iou": True, "mse": False, "psnr_db": True, "ssim": True}  # "iou/ines" is the IoU of a clip
 
 
 # --- a task ------------------------------------------------------------------------------------------
@@ -128,8 +126,8 @@ def matting(
             frame = codes.float().div(255)
             made = network(patches.split(colour.to_fixed(frame[:3], q_in)))
             matte = patches.merge(colour.from_fixed(made, 1).clamp(0, 1), height=codes.shape[1], width=codes.shape[2])
-            found["iou"].append(metrics.iou(matte, frame[None, 3:]))
-            found["mse"].append(metrics.mse(matte, frame[None, 3:], scale=255))
+            for key in ("iou", "mse"):
+                found[key].append(metrics.KEYS[key](matte, frame[None, 3:]).item())
             if len(clips) > 1:
                 found.setdefault(f"iou/{clips[i // share].name}", []).append(found["iou"][-1])
         return {key: statistics.fmean(values) for key, values in found.items()}
@@ -206,16 +204,15 @@ def super_resolution(
         return list(torch.stack([crop(rng)[0] for _ in range(calibration)]).split(8))
 
     def score(part: str, network: Network) -> dict[str, float]:
-        found = []
+        found: dict[str, list[float]] = {"psnr_db": [], "ssim": []}
         for low, high in pairs[part]:
             frame = torch.from_numpy(low).float().div(127.5).sub(1)[None]
             tiles = patches.split(frame, patch=TILE, stride=TILE)
             detail = patches.merge(network(tiles), height=high.shape[1], width=high.shape[2], stride=2 * TILE)
-            made, true = host(detail, frame)[0].add(1).div(2).clamp(0, 1).numpy(), high.astype(np.float32) / 255
-            both = {"data_range": 1.0}
-            ssim = structural_similarity(true, made, channel_axis=0, **both)
-            found.append((peak_signal_noise_ratio(true, made, **both), float(ssim)))
-        return dict(zip(("psnr_db", "ssim"), map(statistics.fmean, zip(*found, strict=True)), strict=True))
+            made, true = host(detail, frame).add(1).div(2).clamp(0, 1), torch.from_numpy(high).float().div(255)[None]
+            for key, values in found.items():
+                values.append(metrics.KEYS[key](made, true).item())
+        return {key: statistics.fmean(values) for key, values in found.items()}
 
     about = {"clip": clip.name, "steps": steps, "n_filters": n_filters, "quality": quality, "batch": batch}
     about |= {"calibration": calibration, "frames": {key: len(frames) for key, frames in part.items()}}
@@ -583,7 +580,7 @@ def verdicts(rows: Sequence[dict]) -> list[dict]:
             for metric in ours[min(ours)]:
                 pair = [[side[seed][metric] for seed in sorted(ours)] for side in (ours, theirs)]
                 difference = metrics.paired(*pair)
-                word = difference.verdict(higher_is_better=HIGHER_IS_BETTER[metric.partition("/")[0]])
+                word = difference.verdict(higher_is_better=metrics.KEYS[metric.partition("/")[0]].higher_is_better)
                 about = {"task": task, "arm": arm, "against": against, "bits": bits, "metric": metric}
                 found.append(about | difference._asdict() | {"verdict": word})
     return found

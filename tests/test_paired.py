@@ -65,3 +65,29 @@ def test_verdicts(low, high, higher_is_better, word):
 def test_bad_scores(ours, theirs, confidence, message):
     with pytest.raises(I2IError, match=message):
         paired(ours, theirs, confidence=confidence)
+
+
+def test_blocks_of_one_are_the_plain_bootstrap():
+    ours, theirs = np.random.default_rng(0).gamma(1.0, size=(2, 60))
+    found = paired(ours, theirs, block=1)
+    peer = stats.bootstrap((ours - theirs,), np.mean, n_resamples=10_000, method="percentile", rng=1)
+    expected = peer.confidence_interval
+    assert found.difference == pytest.approx((ours - theirs).mean())
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.02)
+    assert paired(ours, theirs, block=1) == found  # the draws have a seed
+
+
+def test_blocks_hold_where_neighbours_depend_on_each_other():
+    rng, missed = np.random.default_rng(3), {None: 0, 25: 0}
+    for _ in range(200):
+        noise = rng.normal(size=520)
+        slow = np.convolve(noise, np.ones(20), "valid")[:500] / 20**0.5  # the true mean is 0
+        for block in missed:
+            missed[block] += paired(slow, np.zeros(500), block=block).verdict(higher_is_better=True) != "no difference"
+    assert missed[None] > 100 > 40 > missed[25]
+
+
+@pytest.mark.parametrize("block", [0, 3])
+def test_bad_blocks(block):
+    with pytest.raises(I2IError, match="block: expected 1 to half of the 5 pairs"):
+        paired(range(5), [0] * 5, block=block)

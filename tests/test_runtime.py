@@ -265,7 +265,7 @@ def source(tmp_path, monkeypatch):
 def test_registry_is_complete():
     for name, entry in runtime.registry().items():
         assert entry["url"].startswith("https://") and len(entry["sha256"]) == 64, name
-        assert entry["licence"] and entry["about"]
+        assert entry["size"] > 0 and entry["licence"] and entry["about"]
 
 
 def test_fetch_uses_a_good_file_and_refuses_a_bad_one(source):

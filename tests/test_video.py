@@ -22,10 +22,12 @@ def ffmpeg(*arguments):
 
 
 def decoded(path, layout, channels, size):
-    """Frames (N, H, W, C) in [0, 1] as the program gives them, none doubled and none dropped."""
+    """Frames (N, H, W, C) in [0, 1] as the program gives them, none doubled and none dropped; its white is 255 << 8."""
     flags = ["-sws_flags", "accurate_rnd+full_chroma_int", "-fps_mode", "passthrough"]
     raw = ffmpeg("-i", path, *flags, "-f", "rawvideo", "-pix_fmt", layout, "-")
-    return np.frombuffer(raw, np.uint16).reshape(-1, *size, channels) / 65535
+    if layout == "rgb24":
+        return np.frombuffer(raw, np.uint8).reshape(-1, *size, channels) / 255
+    return np.minimum(np.frombuffer(raw, np.uint16).reshape(-1, *size, channels) / 65280, 1)
 
 
 def levels(path, *options, count=12, times=None):
@@ -152,6 +154,25 @@ def test_white_is_white(tmp_path):
         assert frame.rgb.min() >= least - 1e-6, layout
 
 
+@pytest.mark.parametrize("layout", ["yuv420p", "yuv422p10le", "yuv444p", "bgr0"])
+def test_greys_are_those_of_the_standard(tmp_path, layout):
+    """BT.601 and BT.709 agree on grey: (Y - 16) / 219 of limited range; RGB is what it is."""
+    deep = layout.endswith("10le")
+    codes = np.arange(256 if layout == "bgr0" else 220, dtype=np.uint16) + (0 if layout == "bgr0" else 16)
+    if layout == "bgr0":
+        planes = [np.repeat(np.tile(codes, (16, 1))[..., None], 4, 2)]
+    else:
+        across, down = {"yuv420p": (2, 2), "yuv422p10le": (2, 1), "yuv444p": (1, 1)}[layout]
+        planes = [np.tile(codes, (16, 1)), *[np.full((16 // down, 220 // across), 128, np.uint16)] * 2]
+    raw = b"".join((plane * 4 if deep else plane.astype(np.uint8)).tobytes() for plane in planes)
+    (tmp_path / "g.raw").write_bytes(raw)
+    source = ("-f", "rawvideo", "-pix_fmt", layout, "-s", f"{len(codes)}x16", "-i", tmp_path / "g.raw")
+    ffmpeg(*source, "-c:v", "ffv1", tmp_path / "g.mkv")
+    ((_, frame),) = open_clip(tmp_path / "g.mkv").read()
+    expected = codes / 255 if layout == "bgr0" else (codes - 16.0) / 219
+    assert np.abs(frame.rgb[0, 0, 8].numpy() - expected).max() < 0.05 / 255
+
+
 @pytest.mark.parametrize(
     ("name", "codec"),
     [
@@ -172,7 +193,7 @@ def test_white_is_white(tmp_path):
 )
 def test_usual_codecs_give_what_ffmpeg_gives(tmp_path, name, codec):
     ffmpeg("-f", "lavfi", "-i", "testsrc2=s=64x48:r=25:d=0.6", "-c:v", *codec, tmp_path / name)
-    whole = decoded(tmp_path / name, "rgb48le", 3, (48, 64))
+    whole = decoded(tmp_path / name, "rgb24" if "pal8" in codec else "rgb48le", 3, (48, 64))
     clip = open_clip(tmp_path / name)
     assert len(clip) == len(whole) == 15 and clip.fps == 25
     # ffmpeg makes 0.996 of white where it only shifts 8 bits to 16
@@ -193,7 +214,7 @@ def test_usual_codecs_give_what_ffmpeg_gives(tmp_path, name, codec):
 )
 def test_frames_from_the_middle_are_those_of_ffmpeg(tmp_path, name, codec):
     ffmpeg("-f", "lavfi", "-i", "testsrc2=size=96x64:rate=25:duration=2", "-c:v", *codec, tmp_path / name)
-    whole = decoded(tmp_path / name, "rgb48le", 3, (64, 96))
+    whole = decoded(tmp_path / name, "rgb24" if {*codec} & {"pal8", "rpza"} else "rgb48le", 3, (64, 96))
     clip = open_clip(tmp_path / name)
     assert len(clip) == len(whole)
     for wanted in ({clip.names[-1]}, {clip.names[5], clip.names[30], clip.names[31]}, set(clip.names)):

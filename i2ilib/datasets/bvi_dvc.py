@@ -12,7 +12,6 @@ codes in [0, 1].
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,7 @@ from PIL import Image
 
 from .. import runtime
 from ..errors import FrameError, I2IError
-from ..frames import read_image
+from ..frames import ffmpeg, read_image
 
 PAGE = "https://fan-aaron-zhang.github.io/BVI-DVC/"
 
@@ -126,8 +125,6 @@ def write_clip(
     Raises:
         I2IError: If there are no frames, they differ in size, or the size does not divide.
     """
-    import imageio_ffmpeg
-
     root, size, count = Path(root), None, 0
     high, low = root / "frames_HQ" / name, root / f"frames_QF{crf}" / name
     for folder in (high, low):
@@ -148,7 +145,6 @@ def write_clip(
             Image.fromarray(codes).save(temporary)
     if not count:
         raise I2IError("frames", expected="at least one frame", got="none")
-    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y"]
     with tempfile.TemporaryDirectory() as folder:
         coded = f"{folder}/clip.mp4"
         small = f"{size[2] // scale}:{size[1] // scale}"
@@ -163,11 +159,9 @@ def write_clip(
             "-fps_mode",
             "passthrough",
         ]
-        for command in (
-            [*ffmpeg, *source, "-vf", scaled, *x265, "-colorspace", "bt709", "-color_range", "tv", coded],
-            [*ffmpeg, "-i", coded, *back, str(low / f"{name}_%03d.png")],
+        for arguments in (
+            [*source, "-vf", scaled, *x265, "-colorspace", "bt709", "-color_range", "tv", coded],
+            ["-i", coded, *back, str(low / f"{name}_%03d.png")],
         ):
-            done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-            if done.returncode:
-                raise FrameError(str(root / name), expected="ffmpeg to code the clip", got=done.stderr.strip()[-300:])
+            ffmpeg.run(["-y", *arguments], what=str(root / name), expected="ffmpeg to code the clip")
     return root

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .. import colour, patches
+from .. import patches
 from ..errors import FrameError, I2IError
-from ..frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Frame, read_image
+from ..frames import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Frame, coverage, read_image, srgb_codes
 from ..frames import names as frame_names
 from ..frames import video as frame_video
 from ..patches import Grid
@@ -66,40 +66,12 @@ class Clip:
         if fgr.rgb.shape != pha.rgb.shape:
             want = f"an alpha of {tuple(fgr.rgb.shape[-2:])} (height, width)"
             raise FrameError(f"{self.name} frame {index}", expected=want, got=tuple(pha.rgb.shape[-2:]))
-        return _codes(fgr), _coverage(pha)
+        return srgb_codes(fgr)[0], coverage(pha)[0]
 
     @property
     def background(self) -> torch.Tensor | None:
         """The plate (3, H, W) float32, sRGB codes in [0, 1]; None where the data set has none."""
-        return None if self.plate is None else _codes(read_image(self.plate))
-
-
-def _codes(frame: Frame) -> torch.Tensor:
-    """Colours (3, H, W) as sRGB codes in [0, 1]."""
-    rgb = _finite(frame.rgb, frame)
-    return (colour.linear_to_srgb(rgb) if frame.colour == "linear" else rgb).clamp(0, 1)[0]
-
-
-def _coverage(frame: Frame) -> torch.Tensor:
-    """A grey picture, or else its alpha channel, (1, H, W) as alpha in [0, 1]: no colour, so no transfer function."""
-    grey = _finite(frame.rgb, frame)
-    if frame.alpha is not None and not bool((frame.alpha == 1).all()):
-        if grey.amax() - grey.amin() > 1e-3 and not torch.allclose(grey, frame.alpha.expand_as(grey), atol=1e-2):
-            remedy = "Keep one of them."
-            raise FrameError(
-                frame.source, expected="one matte", got="a grey picture and an alpha channel", remedy=remedy
-            )
-        return _finite(frame.alpha, frame)[0].clamp(0, 1)
-    spread = grey.amax(1) - grey.amin(1)
-    if spread.mean() > 0.05:  # a codec may leave a little
-        raise FrameError(frame.source, expected="a grey picture as alpha", got="one with colours")
-    return grey.median(1).values.clamp(0, 1)
-
-
-def _finite(pixels: torch.Tensor, frame: Frame) -> torch.Tensor:
-    if not torch.isfinite(pixels).all():
-        raise FrameError(frame.source, expected="finite pixels", got="NaN or infinity", remedy="Render it again.")
-    return pixels
+        return None if self.plate is None else srgb_codes(read_image(self.plate))[0]
 
 
 class _Video:

@@ -17,6 +17,7 @@ from . import names as _names
 from . import picture as _picture
 from . import video as _video
 from .picture import COLOURS, Frame, read_image, stored_colour, write_image
+from .values import coverage, srgb_codes
 from .video import write_video
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "Clip",
     "Frame",
+    "coverage",
     "open_clip",
     "read_image",
+    "srgb_codes",
     "stored_colour",
     "write_image",
     "write_video",
@@ -46,6 +49,7 @@ class Clip:
         files: The image files; empty for a video.
         fps: Average frames per second of a video, else None.
         layer: The layer of OpenEXR files to read; None for the colour layer.
+        mattes: Pictures are mattes: read as :func:`read_image` does with ``coverage``.
         passed_over: Names of files of the folder that are no pictures.
         index: Of a video.
     """
@@ -55,6 +59,7 @@ class Clip:
     files: tuple[Path, ...] = ()
     fps: float | None = None
     layer: str | None = None
+    mattes: bool = False
     passed_over: tuple[str, ...] = ()
     index: _video.Index | None = None
 
@@ -84,7 +89,8 @@ class Clip:
         for place in places:
             name = self.names[place]
             try:
-                yield name, dataclasses.replace(read_image(self.files[place], layer=self.layer), name=name)
+                frame = read_image(self.files[place], layer=self.layer, coverage=self.mattes)
+                yield name, dataclasses.replace(frame, name=name)
             except FrameError as error:
                 yield name, error
 
@@ -93,12 +99,13 @@ class Clip:
         return {name: place for place, name in enumerate(self.names)}
 
 
-def open_clip(path: str | os.PathLike, *, layer: str | None = None) -> Clip:
+def open_clip(path: str | os.PathLike, *, layer: str | None = None, mattes: bool = False) -> Clip:
     """A clip from a folder of pictures, one picture, or a video.
 
     Args:
         path: The folder or file.
         layer: The layer of OpenEXR files, as in :func:`read_image`.
+        mattes: Pictures are mattes: their numbers count, whatever gamma a file declares.
 
     Raises:
         FrameError: If nothing readable is there: no such path, a folder without pictures, a broken video.
@@ -106,11 +113,11 @@ def open_clip(path: str | os.PathLike, *, layer: str | None = None) -> Clip:
     """
     path = Path(path)
     if os.path.isdir(path):  # says no, and raises nothing, for whatever cannot be asked
-        return _folder(path, layer)
+        return _folder(path, layer, mattes)
     if problem := _picture.what_is_wrong(path):
         raise FrameError(str(path), expected="a picture, a folder of pictures or a video", got=problem)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Clip(path, (path.stem,), (path,), layer=layer)
+        return Clip(path, (path.stem,), (path,), layer=layer, mattes=mattes)
     if path.suffix.lower() not in VIDEO_SUFFIXES:
         known = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise FrameError(str(path), expected="one of " + known, got=repr(path.suffix or path.name))
@@ -120,7 +127,7 @@ def open_clip(path: str | os.PathLike, *, layer: str | None = None) -> Clip:
     return Clip(path, tuple(f"frame_{i + 1:06d}" for i in range(index.count)), fps=index.fps, index=index)
 
 
-def _folder(path: Path, layer: str | None) -> Clip:
+def _folder(path: Path, layer: str | None, mattes: bool) -> Clip:
     try:
         with os.scandir(path) as entries:
             names = [entry.name for entry in entries if not entry.name.startswith(".") and not _is_dir(entry)]
@@ -132,7 +139,8 @@ def _folder(path: Path, layer: str | None) -> Clip:
     if not pictures:
         raise FrameError(str(path), expected="pictures (" + ", ".join(IMAGE_SUFFIXES) + ")", got="a folder with none")
     files = tuple(path / name for name in sorted(pictures, key=_names.natural))
-    return Clip(path, _names.unique(files), files, layer=layer, passed_over=tuple(sorted(others, key=_names.natural)))
+    passed_over = tuple(sorted(others, key=_names.natural))
+    return Clip(path, _names.unique(files), files, layer=layer, mattes=mattes, passed_over=passed_over)
 
 
 def _is_dir(entry: os.DirEntry) -> bool:

@@ -36,6 +36,7 @@ class Frame:
         colour: "srgb" or "linear", by what the file is and says; None: by the suffix of ``source``.
         origin: (x, y) of the first pixel, as OpenEXR's display window has it.
         aspect: Width of a pixel over its height, as OpenEXR tells it; 2 for many anamorphic plates.
+        depth: Bits of a channel in the file, "8 bits" or "16 bits, float"; empty where it is not known.
         notes: What a user should know of how the file was read, one sentence each.
     """
 
@@ -46,6 +47,7 @@ class Frame:
     colour: str | None = None
     origin: tuple[int, int] = (0, 0)
     aspect: float = 1.0
+    depth: str = ""
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,7 +117,15 @@ def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: b
     if pages > len(parts):
         notes = (*notes, "only its first page is read")
     rgb = rgb if rgb.shape[1] == 3 else rgb.repeat(1, 3, 1, 1)
-    return Frame(rgb, alpha, path.stem, str(path), state, origin, aspect, notes)
+    return Frame(rgb, alpha, path.stem, str(path), state, origin, aspect, _depth(spec, choice), notes)
+
+
+def _depth(spec, choice: Choice) -> str:
+    kind = str(spec.channelformat(choice.rgb[0]))
+    bits = {"half": 16, "float": 32, "double": 64}.get(kind)
+    if bits:
+        return f"{bits} bits, float"
+    return f"{spec.get_int_attribute('oiio:BitsPerSample', spec.channelformat(choice.rgb[0]).size() * 8)} bits"
 
 
 def _stored(file, path: Path, spec, choice: Choice) -> np.ndarray:

@@ -81,7 +81,7 @@ def scan(path: str | os.PathLike) -> Index:
         timed = bool(_TIMED & set(file.format.name.split(",")))
         promised = _promised(path, stream)
         packets, problem = _packets(file, stream)
-    missing = _missing(stream, packets, promised)
+        missing = _missing(stream, packets, promised)  # here: a closed file's stream is freed memory
     total = missing + sum(packet.shown for packet in packets) if missing else 0
     if missing:
         packets = _without_holes(packets[:-1])  # the last one may be cut
@@ -307,7 +307,8 @@ def _picture(frame, path: Path, name: str) -> Frame | FrameError:
         return FrameError(f"{path}, {name}", expected="a pixel format that becomes RGB", got=got)
     data = torch.from_numpy(upright(pixels, _orientation(frame)).transpose(2, 0, 1).copy())[None]
     alpha = data[:, 3:] if data.shape[1] == 4 else None
-    return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", notes=_notes(frame))
+    depth = f"{max(component.bits for component in frame.format.components)} bits"
+    return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", depth=depth, notes=_notes(frame))
 
 
 def _pixels(frame) -> np.ndarray:
@@ -323,8 +324,7 @@ def _pixels(frame) -> np.ndarray:
         parts = [_plane(frame, component) for component in components if not component.is_alpha]
         parts = parts * 3 if len(parts) == 1 else parts
     else:
-        wide = _converted(frame, "rgba64le" if transparent and not plain else "rgb48le")
-        parts = list(np.moveaxis(wide / np.float32(65535), 2, 0))
+        parts = list(np.moveaxis(_rgb(frame, alpha=transparent and not plain), 2, 0))
     if transparent and plain:
         parts.append(_plane(frame, components[-1]))
     return np.stack(parts, 2)
@@ -336,6 +336,16 @@ def _plane(frame, component) -> np.ndarray:
     kind = np.dtype(np.uint8 if component.bits <= 8 else f"{order}u2")
     rows = np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width]
     return rows.astype(np.float32) / np.float32(2**component.bits - 1)
+
+
+def _rgb(frame, *, alpha: bool) -> np.ndarray:
+    """(H, W, 3 or 4) float32 in [0, 1] of formats that must be converted."""
+    if frame.format.is_rgb or frame.format.has_palette:
+        deep = max(component.bits for component in frame.format.components) > 8
+        layout = ("rgba64le" if alpha else "rgb48le") if deep else ("rgba" if alpha else "rgb24")
+        return _converted(frame, layout) / np.float32(65535 if deep else 255)
+    wide = _converted(frame, "rgba64le" if alpha else "rgb48le")
+    return np.minimum(wide / np.float32(65280), 1)  # FFmpeg's white: the 8-bit code, shifted
 
 
 def _converted(frame, layout: str) -> np.ndarray:

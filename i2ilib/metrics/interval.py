@@ -10,6 +10,8 @@ from scipy import stats
 
 from ..errors import I2IError
 
+_DRAWS = 10_000
+
 
 class Paired(NamedTuple):
     """A mean difference with its confidence interval, in units of the score."""
@@ -29,24 +31,33 @@ class Paired(NamedTuple):
         return f"{self.difference:+.4g} [{self.low:+.4g}, {self.high:+.4g}]"
 
 
-def paired(ours: Sequence[float], theirs: Sequence[float], *, confidence: float = 0.95) -> Paired:
-    """The mean of the differences, pair by pair, with Student's interval.
+def paired(
+    ours: Sequence[float], theirs: Sequence[float], *, confidence: float = 0.95, block: int | None = None, seed: int = 0
+) -> Paired:
+    """The mean of the differences, pair by pair, with Student's interval or a bootstrap's.
 
     What both candidates share (a hard frame, a lucky seed) cancels in each pair. The interval tells what other pairs
-    *of the same kind* would give, and supposes that pairs do not depend on each other: neighbouring frames of a clip
-    do, so take frames apart, or clips.
+    *of the same kind* would give. Student's supposes that pairs do not depend on each other, as seeds and clips do
+    not. Neighbouring frames of a clip do, which makes it too narrow: give ``block``, longer than the dependence, and
+    whole runs of frames are drawn again, 10,000 times, from the clip closed to a ring.
 
     Args:
         ours: Scores of one candidate, finite.
         theirs: Scores of the other on the same frames or with the same seeds, in the same order.
         confidence: Share of intervals that hold the true mean, 0 to 1.
+        block: Pairs in a run, in order, for a bootstrap; 1 for pairs that do not depend on each other but are far from
+            normal. None for Student's interval.
+        seed: Of the bootstrap's draws.
 
     Returns:
         Difference, interval and number of pairs. Where all differences are equal, the interval is that one value.
 
     Raises:
-        I2IError: If the numbers of scores differ, there are fewer than two pairs, a score is not finite, or
-            ``confidence`` is not between 0 and 1.
+        I2IError: If the numbers of scores differ, there are fewer than two pairs, a score is not finite,
+            ``confidence`` is not between 0 and 1, or the pairs do not hold two blocks.
+
+    Source:
+        Politis and Romano, A circular block-resampling procedure for stationary data, 1992, for the bootstrap.
 
     Example:
         >>> print(paired([0.93, 0.95, 0.90], [0.92, 0.93, 0.89]))
@@ -62,5 +73,31 @@ def paired(ours: Sequence[float], theirs: Sequence[float], *, confidence: float 
     if not np.isfinite(differences).all():
         raise I2IError("ours and theirs", expected="finite scores", got="NaN or inf", remedy="Leave the frame out.")
     n, mean = len(differences), float(differences.mean())
+    if block is not None:
+        if not 1 <= block <= n // 2:
+            raise I2IError("block", expected=f"1 to half of the {n} pairs", got=block)
+        drawn = _drawn_means(differences, block, np.random.default_rng(seed))
+        return Paired(mean, *map(float, np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])), n)
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(differences))
     return Paired(mean, mean - reach, mean + reach, n)
+
+
+def _drawn_means(differences: np.ndarray, block: int, rng: np.random.Generator) -> np.ndarray:
+    """Means of as many differences as there are, drawn in blocks."""
+    n = len(differences)
+    ring = np.cumsum([0.0, *differences, *differences[: block - 1]])
+    sums = ring[block:] - ring[:-block]  # of the block that begins at each place
+    blocks = -(-n // block)
+    return sums[rng.integers(n, size=(_DRAWS, blocks))].sum(1) / (blocks * block)
+
+
+def harmonic_mean(scores: Sequence[float]) -> float:
+    """n / Σ 1/(score + 1) - 1, as libvmaf pools: one bad frame counts more than a good one makes up for.
+
+    Example:
+        >>> round(harmonic_mean([90.0, 90.0, 10.0]), 1), sum([90, 90, 10]) / 3
+        (25.6, 63.333333333333336)
+    """
+    if not len(scores) or min(scores) <= -1:
+        raise I2IError("scores", expected="at least one, all above -1", got=list(scores)[:8])
+    return len(scores) / sum(1 / (score + 1) for score in scores) - 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -403,13 +404,15 @@ def _digest(tensors: dict[str, torch.Tensor], header: dict[str, str]) -> str:
     return total.hexdigest()
 
 
-def registry() -> dict[str, dict[str, str]]:
-    """Files that can be fetched, by name: ``url``, ``sha256``, ``licence`` and ``about``."""
+def registry() -> dict[str, dict]:
+    """Files that can be fetched, by name: ``url``, ``sha256``, ``size`` in bytes, ``licence`` and ``about``."""
     return json.loads((Path(__file__).parents[1] / "registry.json").read_text(encoding="utf-8"))
 
 
-def fetch(name: str, *, folder: str | os.PathLike | None = None) -> Path:
-    """The local path of a registered file, downloaded once and checked by SHA-256.
+def fetched(name: str, *, folder: str | os.PathLike | None = None) -> Path:
+    """The local path of a registered file that is here, checked by SHA-256; nothing is downloaded.
+
+    A file of download.pytorch.org is also taken from PyTorch's own cache, ``$TORCH_HOME/hub/checkpoints``.
 
     Args:
         name: A name in :func:`registry`.
@@ -417,34 +420,96 @@ def fetch(name: str, *, folder: str | os.PathLike | None = None) -> Path:
 
     Raises:
         I2IError: If the name is not registered.
+        UnavailableError: If it is not here; says how to get it, by command or by hand.
+        IntegrityError: If the file here has another checksum; says so of a file in PyTorch's cache too.
+    """
+    entry, path = _entry(name), Path(folder or CACHE / "downloads") / name
+    remedy = _how_to_get(name, entry, path)
+    for place in (path, *_torch_cache(name, entry)):
+        if place.exists():
+            return verified(place, entry["sha256"], remedy)
+    got = "none" + (", and I2I_OFFLINE is set" if os.environ.get("I2I_OFFLINE") else "")
+    raise UnavailableError(name, expected="a file in the cache", got=got, remedy=remedy)
+
+
+def fetch(name: str, *, folder: str | os.PathLike | None = None, mend: bool = False) -> Path:
+    """The local path of a registered file, checked by SHA-256; downloaded, whole or not at all, where it is not here.
+
+    Args:
+        name: A name in :func:`registry`.
+        folder: Where files are kept; ``data/cache/downloads`` by default.
+        mend: Download anew what is here with another checksum, instead of refusing it.
+
+    Raises:
+        I2IError: If the name is not registered.
         UnavailableError: If it is not here and cannot be downloaded, or ``I2I_OFFLINE`` is set; says where to put
             the file by hand.
         IntegrityError: If a file is here or arrives with another checksum.
     """
+    try:
+        return fetched(name, folder=folder)
+    except (UnavailableError, IntegrityError) as error:
+        if os.environ.get("I2I_OFFLINE") or (isinstance(error, IntegrityError) and not mend):
+            raise
+    import pooch
+
+    entry, path = _entry(name), Path(folder or CACHE / "downloads") / name
+    remedy = _how_to_get(name, entry, path)
+    pooch.get_logger().setLevel("WARNING")  # its notice would put an absolute path into notebooks
+    try:
+        pooch.retrieve(entry["url"], known_hash=entry["sha256"], fname=name, path=path.parent, progressbar=True)
+    except ValueError as error:  # pooch's word for a wrong checksum
+        raise IntegrityError(name, expected=f"SHA-256 {entry['sha256']}", got=str(error), remedy=remedy) from None
+    except Exception as error:  # requests, urllib3 and OS errors alike: the file could not be had
+        raise UnavailableError(name, expected="a download", got=type(error).__name__, remedy=remedy) from None
+    return path
+
+
+def verified(path: Path, sha256: str, remedy: str) -> Path:
+    """``path`` itself, if that file has this SHA-256; a file that has not changed is read once a process.
+
+    Raises:
+        IntegrityError: If it has another; ends with ``remedy``.
+    """
+    if (found := _sha256(*file_state(path))) != sha256:
+        raise IntegrityError(str(_shown(path)), expected=f"SHA-256 {sha256}", got=found, remedy=remedy)
+    return path
+
+
+def file_state(path: str | os.PathLike) -> tuple[str, int, int]:
+    """Path, size and time of change: as long as they stay, what was read of a file holds."""
+    found = os.stat(path)
+    return os.fspath(path), found.st_size, found.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: str, size: int, changed_ns: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _entry(name: str) -> dict:
     entries = registry()
     if name not in entries:
         raise I2IError("fetch", expected="one of " + ", ".join(entries), got=repr(name))
-    import pooch
+    return entries[name]
 
-    entry, folder = entries[name], Path(folder or CACHE / "downloads")
-    path = folder / name
-    if path.exists():
-        if (found := pooch.file_hash(str(path))) != entry["sha256"]:
-            raise IntegrityError(
-                str(path), expected=f"SHA-256 {entry['sha256']}", got=found, remedy="Delete it and fetch it again."
-            )
-        return path
-    by_hand = f"Download {entry['url']} (SHA-256 {entry['sha256']}) and put it at {path}."
-    if os.environ.get("I2I_OFFLINE"):
-        raise UnavailableError(name, expected="a file in the cache", got="none, and I2I_OFFLINE is set", remedy=by_hand)
-    pooch.get_logger().setLevel("WARNING")  # its notice would put an absolute path into notebooks
-    try:
-        pooch.retrieve(entry["url"], known_hash=entry["sha256"], fname=name, path=folder, progressbar=True)
-    except ValueError as error:  # pooch's word for a wrong checksum
-        raise IntegrityError(name, expected=f"SHA-256 {entry['sha256']}", got=str(error), remedy=by_hand) from None
-    except Exception as error:  # requests, urllib3 and OS errors alike: the file could not be had
-        raise UnavailableError(name, expected="a download", got=type(error).__name__, remedy=by_hand) from None
-    return path
+
+def _torch_cache(name: str, entry: dict) -> list[Path]:
+    """Where torch.hub keeps a file of that name, if it is one of PyTorch's."""
+    if not entry["url"].startswith("https://download.pytorch.org/"):
+        return []  # others use names such as dists_weights.pt for files of their own
+    return [Path(require("torch").hub.get_dir(), "checkpoints", name)]
+
+
+def _how_to_get(name: str, entry: dict, path: Path) -> str:
+    by_hand = f"download {entry['url']} (SHA-256 {entry['sha256']}) and put it at {_shown(path)}."
+    return f"Run i2i fetch {name} online, or {by_hand}"
+
+
+def _shown(path: Path) -> Path:
+    """From the project folder, where it lies there: texts in notebooks are then the same on every machine."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 # --- recorded results ------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from .parallel import World
 from .speed import lay_out
 
 PRECISIONS = ("bf16", "float32")
+SCORES = ("iou", "mse")  # of every epoch, as metrics.KEYS has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,17 +337,14 @@ class MattingTask:
         return scores
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """IoU (threshold one half) and MSE (8-bit scale), means over the validation frames; none without them."""
+        """:data:`SCORES`, means over the validation frames; none without them."""
         if self.data is None or self.data.validation is None:
             return {}
         frames = self.data.validation.frames
         pairs = [self.predict(model, frame) for frame in frames]
         spread = sorted({len(frames) * k // 3 for k in range(3)})
         self.samples = torch.cat([_busiest(frames[i], *pairs[i]) for i in spread])
-        return {
-            "iou": sum(metrics.iou(made, true) for made, true in pairs) / len(pairs),
-            "mse": sum(metrics.mse(made, true, scale=255) for made, true in pairs) / len(pairs),
-        }
+        return {key: sum(metrics.KEYS[key](*pair).mean().item() for pair in pairs) / len(pairs) for key in SCORES}
 
     @torch.no_grad()
     def predict(self, model: nn.Module, frame: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,358 @@
+"""Clips against a reference: every registered metric, frame by frame, in bounded memory.
+
+``compare`` takes pictures, folders, image sequences and videos. What was decided on the way (depths, colour states,
+alpha, alignment) travels with the scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from ..errors import I2IError, IntegrityError, UnavailableError
+from ..frames import Clip, open_clip
+from ..metrics import Metric, Paired, Score, metric, paired
+from ..metrics.catalogue import too_small, why_not
+from ..runtime import write_json
+from .pairs import Pair, check_clips, check_sizes, misalignments, read_pairs
+
+__all__ = ["MATTES", "PICTURES", "Candidate", "Comparison", "compare"]
+
+PICTURES = ("psnr", "ssim", "ms_ssim", "lpips_alex", "vmaf_v0.6.1", "vmaf_v0.6.1neg")
+MATTES = ("iou", "mse_255", "mad", "sad", "gradient_error", "connectivity_error", "dtssd")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """What the metrics say of one clip.
+
+    Attributes:
+        name: For tables; unique within a comparison.
+        path: As given.
+        frames: Names of the frames that were scored, as the reference has them.
+        scores: By metric; a metric of clips has one value less than there are frames, or one for each.
+        failed: Why a frame was not scored, by its name.
+        notes: What a reader of the scores should know.
+    """
+
+    name: str
+    path: str
+    frames: tuple[str, ...]
+    scores: dict[str, Score]
+    failed: dict[str, str]
+    notes: tuple[str, ...]
+
+    def per_frame(self) -> pd.DataFrame:
+        """One row a scored frame, one column a metric; NaN where a metric has no value for a frame."""
+        rows = {name: self._aligned(score) for name, score in self.scores.items()}
+        return pd.DataFrame(rows, index=pd.Index(self.frames, name="frame"), dtype=float)
+
+    def worst(self, name: str) -> int:
+        """The place, among the scored frames, of the one that a metric likes least.
+
+        Raises:
+            I2IError: If there is no score by that metric.
+        """
+        if name not in self.scores or not self.scores[name].values:
+            raise I2IError("metric", expected="one with scores", got=repr(name))
+        values = self.per_frame()[name]
+        place = values.argmin() if self.scores[name].metric.higher_is_better else values.argmax()
+        return int(place)
+
+    def describe(self) -> dict:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "n": len(self.frames),
+            "scores": {
+                name: score.describe() | {"worst_frame": self.frames[self.worst(name)] if score.values else None}
+                for name, score in self.scores.items()
+            },
+            "failed": self.failed,
+            "notes": list(self.notes),
+        }
+
+    def _aligned(self, score: Score) -> list[float]:
+        return [math.nan] * (len(self.frames) - len(score.values)) + list(score.values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The candidates of one reference; made by :func:`compare`."""
+
+    reference: str
+    candidates: tuple[Candidate, ...]
+    device: str
+    clips: tuple[Clip, ...]  # the reference, and one a candidate
+
+    def table(self) -> pd.DataFrame:
+        """Mean ± standard deviation over the frames: one row a candidate, one column a metric."""
+        rows = {
+            candidate.name: {score.metric.heading: str(score) for score in candidate.scores.values()}
+            for candidate in self.candidates
+        }
+        return pd.DataFrame(rows).T.rename_axis("candidate")
+
+    def differences(self, *, confidence: float = 0.95) -> dict[str, dict[str, Paired]]:
+        """Every further candidate against the first, frame by frame: by candidate and metric.
+
+        The interval is Student's over the frames that both have; neighbouring frames depend on each other, which makes
+        it too narrow for a claim about other clips.
+        """
+        first, *others = self.candidates
+        found: dict[str, dict[str, Paired]] = {}
+        for other in others:
+            theirs, ours = first.per_frame(), other.per_frame()
+            for name in other.scores:
+                pairs = pd.concat([ours[name], theirs[name]], axis=1, join="inner").dropna().to_numpy()
+                if len(pairs) > 1 and np.isfinite(pairs).all():
+                    found.setdefault(other.name, {})[name] = paired(*pairs.T, confidence=confidence)
+        return found
+
+    def describe(self) -> dict:
+        """For JSON: candidates with their scores, and every candidate's differences to the first."""
+        first = self.candidates[0].name
+        return {
+            "reference": self.reference,
+            "device": self.device,
+            "candidates": [candidate.describe() for candidate in self.candidates],
+            "differences": {
+                f"{name} less {first}": {key: value._asdict() for key, value in by_metric.items()}
+                for name, by_metric in self.differences().items()
+            },
+        }
+
+    def text(self) -> str:
+        """For a terminal: a line a metric, a column a candidate; differences, notes and failures below."""
+        scores = {
+            c.name: {s.metric.heading: "-" if s.reason else str(s) for s in c.scores.values()} for c in self.candidates
+        }
+        lines = [pd.DataFrame(scores).to_string(), ""]
+        reasons = {s.metric.label: s.reason for c in self.candidates for s in c.scores.values() if s.reason}
+        lines += [f"{label}: not available: {reason}" for label, reason in reasons.items()]
+        first = self.candidates[0].name
+        for name, by_metric in self.differences().items():
+            lines.append(f"{name} less {first}, frame by frame, 95 % interval:")
+            lines += [f"  {metric(key).heading:24} {value}, n = {value.n}" for key, value in by_metric.items()]
+        for candidate in self.candidates:
+            lines += [f"{candidate.name}: {note}" for note in candidate.notes]
+            lines += [f"{candidate.name}, {frame}: not scored: {why}" for frame, why in candidate.failed.items()]
+        return "\n".join(lines).rstrip()
+
+    def worst_frame(self, by: str | None = None) -> tuple[str, torch.Tensor, torch.Tensor]:
+        """The first candidate's worst frame: what to call it, its picture and the reference's, (1, C, H, W).
+
+        Args:
+            by: The metric that decides; the first with scores by default.
+
+        Raises:
+            I2IError: If there is no score by that metric.
+        """
+        candidate = self.candidates[0]
+        by = by or next((name for name, score in candidate.scores.items() if score.values), "")
+        place = candidate.worst(by)
+        name, value = candidate.frames[place], candidate.per_frame()[by].iloc[place]
+        reference, clip = self.clips[:2]
+        pair = next(pair for found, pair in read_pairs(clip, reference, [reference.names.index(name)]) if found == name)
+        return f"{name}: {metric(by).label} {value:.4g}", pair.pred, pair.target
+
+    def frames(self) -> pd.DataFrame:
+        """Every score of every frame, with the candidate's name as first column."""
+        tables = [c.per_frame().reset_index().assign(candidate=c.name) for c in self.candidates]
+        whole = pd.concat(tables, ignore_index=True)
+        return whole[["candidate", *whole.columns.drop("candidate")]]
+
+
+def compare(
+    reference: str | os.PathLike,
+    *distorted: str | os.PathLike,
+    metrics: Sequence[str] | None = None,
+    mattes: bool = False,
+    check: bool = True,
+    layer: str | None = None,
+    device: str | torch.device = "cpu",
+    keep: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Score clips against a reference, frame by frame in order.
+
+    Colours are compared as sRGB codes in [0, 1]; linear light is converted, and what is brighter than white becomes
+    white. Alpha is not compared unless the clips are mattes.
+
+    Args:
+        reference: A picture, a folder of pictures, or a video.
+        distorted: The candidates, of the same kind or another; as many frames of the same size each.
+        metrics: Names in :func:`i2ilib.metrics.registry`; :data:`PICTURES` or :data:`MATTES` by default.
+        mattes: The clips are mattes: a grey picture or an alpha channel is compared, as coverage.
+        check: Look for a shift between the pictures and for a delay between the clips, and say so in the notes.
+        layer: The layer of OpenEXR files.
+        device: Where metrics are computed that can be computed anywhere.
+        keep: A folder for the scores of each candidate; a candidate whose files and metrics are as they were is not
+            scored again.
+        progress: Show a bar.
+
+    Returns:
+        The comparison; frames that could not be read are in ``failed``, metrics that could not be had say why.
+
+    Raises:
+        FrameError: If a clip cannot be opened.
+        I2IError: If lengths or sizes differ, a metric is unknown, or there is nothing to compare.
+    """
+    if not distorted:
+        raise I2IError("distorted", expected="at least one clip", got="none")
+    chosen = [metric(name) for name in (metrics or (MATTES if mattes else PICTURES))]
+    clips = [open_clip(path, layer=layer, mattes=mattes) for path in (reference, *distorted)]
+    for path, clip in zip(distorted, clips[1:], strict=True):
+        check_clips(clip, clips[0], str(path))
+    names = _names([Path(path) for path in distorted])
+    candidates = []
+    for name, path, clip in zip(names, distorted, clips[1:], strict=True):
+        settings = {"metrics": [one.describe() for one in chosen], "mattes": mattes, "check": check, "layer": layer}
+        kept = None if keep is None else Kept(Path(keep) / f"{name}.json", settings, (clips[0], clip))
+        found = kept.read() if kept else None
+        if found is None:
+            found = _scored(name, path, clips[0], clip, chosen, check, torch.device(device), progress)
+            if kept:
+                kept.write(found)
+        candidates.append(found)
+    return Comparison(str(reference), tuple(candidates), str(device), tuple(clips))
+
+
+def _scored(
+    name: str,
+    path: str | os.PathLike,
+    reference: Clip,
+    clip: Clip,
+    chosen: Sequence[Metric],
+    check: bool,
+    device: torch.device,
+    progress: bool,
+) -> Candidate:
+    notes, about = [], {"alignment": "not checked"}
+    if check:
+        found = misalignments(clip, reference)
+        about["alignment"] = "; ".join(found) or "no shift or delay found"
+        notes += found
+    by_frame = [one for one in chosen if one.clips is None]
+    values: dict[str, list[float]] = {one.name: [] for one in by_frame}
+    reasons: dict[str, str] = {}
+    scored, failed, last = [], {}, None
+    bar = tqdm(read_pairs(clip, reference), total=len(clip), desc=name, unit="frame", disable=not progress)
+    for frame, pair in bar:
+        if not isinstance(pair, Pair):
+            failed[frame], last = str(pair), None
+            continue
+        if not scored:
+            check_sizes(pair, name)
+        about |= pair.about
+        notes += [note for note in pair.notes if note not in notes]
+        images = (pair.pred.to(device), pair.target.to(device))
+        for one in by_frame:
+            _add(one, images, last, values[one.name], reasons)
+        scored.append(frame)
+        last = images
+    scores = {}
+    for one in chosen:  # those that read clips themselves at the end: the frames are known to be sound by then
+        if one.clips is None:
+            reason = reasons.get(one.name, "")
+            scores[one.name] = Score(one, () if reason else tuple(values[one.name]), about, reason)
+        else:
+            scores[one.name] = _of_clips(one, clip, reference, failed, about)
+    if not scored:
+        first = next(iter(failed.values()), "no frames")
+        raise I2IError(str(path), expected="at least one frame that can be compared", got=first)
+    return Candidate(name, str(path), tuple(scored), scores, failed, tuple(notes))
+
+
+def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]) -> None:
+    """The score of one more frame, or the reason why there is none."""
+    if one.name in reasons:
+        return
+    if reason := too_small(one, images[0]):
+        reasons[one.name] = reason
+        return
+    if one.takes == "clip":
+        if last is None:
+            return
+        images = [torch.cat(pair) for pair in zip(last, images, strict=True)]
+    try:
+        values += one(*images).tolist()
+    except (UnavailableError, IntegrityError) as error:
+        reasons[one.name] = why_not(one, error)
+
+
+def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dict) -> Score:
+    if failed:
+        return Score(one, (), about, f"{len(failed)} frames cannot be read, and this metric needs the whole clip")
+    try:
+        values, more = one.clips(clip, reference)
+    except I2IError as error:  # absent, or this metric cannot take these clips: others can
+        return Score(one, (), about, str(error))
+    return Score(one, tuple(values), about | more)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as few as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return [name.replace("/", "_") for name in names]
+    return [f"{path.name} {place + 1}" for place, path in enumerate(paths)]  # the same clip twice
+
+
+class Kept:
+    """Scores of one candidate on disk, with what they depend on."""
+
+    def __init__(self, path: Path, settings: dict, clips: Iterable[Clip]):
+        self.path = path
+        self.about = json.loads(json.dumps(settings | {"sources": [*map(_state, clips)]}, default=str))
+
+    def read(self) -> Candidate | None:
+        """None where nothing is kept, or of other files or metrics."""
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if data.get("about") != self.about:
+            return None
+        scores = {
+            name: Score(metric(name), tuple(_number(v) for v in one["values"]), one["about"], one["reason"])
+            for name, one in data["scores"].items()
+        }
+        return Candidate(
+            data["name"], data["path"], tuple(data["frames"]), scores, data["failed"], tuple(data["notes"])
+        )
+
+    def write(self, found: Candidate) -> None:
+        """Keep the scores of a candidate."""
+        scores = {
+            name: {"values": [_text(v) for v in one.values], "about": dict(one.about), "reason": one.reason}
+            for name, one in found.scores.items()
+        }
+        rest = {field: getattr(found, field) for field in ("name", "path", "frames", "failed", "notes")}
+        write_json(self.path, {"about": self.about, **rest, "scores": scores})
+
+
+def _state(clip: Clip) -> list[list]:
+    """Of each file of a clip: name, size and time."""
+    files = clip.files or (clip.path,)
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+
+
+def _text(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)  # JSON has no infinity: equal pictures have a PSNR of it
+
+
+def _number(value: float | str) -> float:
+    return float(value)

@@ -1,0 +1,99 @@
+"""The three tables in which the restoration thesis tells quality, filled with measured scores, its own beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import pandas as pd
+import torch
+
+from ..deploy import published
+from ..errors import I2IError
+from ..metrics import Score, harmonic_mean, score
+from . import compare
+
+PERCEPTUAL = {"LPIPS ↓": ("lpips_alex", "lpips"), "DISTS ↓": ("dists", "dists"), "BRISQUE ↓": ("brisque", "brisque")}
+TRADITIONAL = {"SSIM ↑": ("ssim", "ssim"), "MS-SSIM ↑": ("ms_ssim", "ms_ssim"), "PSNR ↑": ("psnr", "psnr_db")}
+VMAF = "vmaf_v0.6.1"
+Clips = torch.Tensor | str | os.PathLike
+
+
+def thesis_tables(
+    reference: Clips, candidates: Mapping[str, Clips], *, device: str = "cpu", label: str = "", progress: bool = False
+) -> dict[str, pd.DataFrame]:
+    """Perceptual metrics, traditional metrics and VMAF of named candidates, in the thesis's layout.
+
+    The thesis does not say which network its LPIPS uses, nor which of VMAF's models; here they are AlexNet's and
+    v0.6.1. Its numbers are of 60 frames of its own, of 96×96 pixels enlarged four times, so its rows are to be read for
+    their differences, not for their level.
+
+    Args:
+        reference: Frames (N, 3, H, W), sRGB codes in [0, 1], or a clip on disk.
+        candidates: By name, of the same size and length; all tensors or all on disk, as the reference is.
+        device: Where networks run.
+        label: What was measured, for the captions.
+        progress: Show a bar.
+
+    Returns:
+        "perceptual", "traditional" and "vmaf": a row a candidate, "mean ± standard deviation over the frames" a cell,
+        or why there is none; below them the thesis's own rows. The column ``origin`` tells them apart; ``attrs`` hold
+        ``n``, ``device``, ``label`` and ``source``.
+
+    Raises:
+        I2IError: If there are no candidates, or the sizes or lengths differ.
+    """
+    if not candidates:
+        raise I2IError("candidates", expected="at least one", got="none")
+    names = [name for name, _ in (PERCEPTUAL | TRADITIONAL).values()] + [VMAF]
+    if isinstance(reference, torch.Tensor):
+        target = reference.to(device)
+        scores = {name: score(clip.to(device), target, names) for name, clip in candidates.items()}
+    else:
+        found = compare(reference, *candidates.values(), metrics=names, device=device, progress=progress)
+        scores = {name: one.scores for name, one in zip(candidates, found.candidates, strict=True)}
+    tables = {
+        "perceptual": _means(scores, PERCEPTUAL),
+        "traditional": _means(scores, TRADITIONAL),
+        "vmaf": _vmaf({name: found[VMAF] for name, found in scores.items()}),
+    }
+    n = max(len(one.values) for found in scores.values() for one in found.values())
+    for table in tables.values():
+        table.attrs |= {
+            "n": n,
+            "device": device,
+            "label": label,
+            "source": published.table("thesis_quality").attrs["source"],
+        }
+    return tables
+
+
+def _means(scores: Mapping[str, Mapping[str, Score]], columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+    ours = {name: {head: str(found[ours]) for head, (ours, _) in columns.items()} for name, found in scores.items()}
+    theirs = {
+        name: {head: f"{row[key]:.4f} ± {row[f'{key}_sd']:.4f}" for head, (_, key) in columns.items()}
+        for name, row in published.table("thesis_quality").iterrows()
+    }
+    return _beside(ours, theirs)
+
+
+def _vmaf(scores: Mapping[str, Score]) -> pd.DataFrame:
+    heads = ("VMAF (mean) ↑", "VMAF (harmonic mean) ↑")
+    ours = {
+        name: dict.fromkeys(heads, str(one))
+        if one.reason
+        else dict(zip(heads, (f"{one.mean:.2f}", f"{harmonic_mean(one.values):.2f}"), strict=True))
+        for name, one in scores.items()
+    }
+    theirs = {
+        name: dict(zip(heads, (f"{row['vmaf_mean']:.2f}", f"{row['vmaf_harmonic_mean']:.2f}"), strict=True))
+        for name, row in published.table("thesis_quality").iterrows()
+    }
+    return _beside(ours, theirs)
+
+
+def _beside(ours: Mapping[str, dict], theirs: Mapping[str, dict]) -> pd.DataFrame:
+    parts = [
+        pd.DataFrame(rows).T.assign(origin=origin) for rows, origin in ((ours, "measured"), (theirs, "paper")) if rows
+    ]
+    return pd.concat(parts).rename_axis("candidate")

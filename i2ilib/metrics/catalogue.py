@@ -1,0 +1,215 @@
+"""What metrics there are, as data: each is registered once, with its variant, and is then known by name everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+
+from ..errors import I2IError, IntegrityError, UnavailableError
+
+_METRICS: dict[str, Metric] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric in one variant.
+
+    Attributes:
+        name: By which it is called, ``"ssim"``.
+        label: For tables and axes, ``"SSIM"``.
+        variant: What exactly is computed, in one line.
+        higher_is_better: The direction.
+        score_range: Smallest and largest score.
+        source: Where it is defined.
+        function: Scores of images (N, C, H, W) with values in [0, 1]: of ``(pred, target)``, or of ``(pred,)``.
+        takes: "pair", "picture" (no reference), or "clip" (a pair whose images are frames in order).
+        of: "matte" (one channel of coverage) or "picture".
+        unit: Of the score, empty for a plain number.
+        settings: Keyword arguments of ``function`` that make the variant.
+        needs: Files that must be fetched first, by name.
+        smallest: Shortest side of an image, pixels.
+        clips: For a metric that reads clips itself: of the two :class:`~i2ilib.frames.Clip`, the candidate's first,
+            to the scores and what to keep beside them.
+    """
+
+    name: str
+    label: str
+    variant: str
+    higher_is_better: bool
+    score_range: tuple[float, float]
+    source: str
+    function: Callable
+    takes: str = "pair"
+    of: str = "picture"
+    unit: str = ""
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    smallest: int = 1
+    clips: Callable | None = None
+
+    @property
+    def heading(self) -> str:
+        """For a column: the label with its unit, and an arrow towards better."""
+        return f"{self.label}{f' ({self.unit})' if self.unit else ''} {'↑' if self.higher_is_better else '↓'}"
+
+    def __call__(self, pred: torch.Tensor, target: torch.Tensor | None = None, **more) -> torch.Tensor:
+        """The score of each image, (N,); for a metric of clips one a frame, or one a pair of neighbours."""
+        images = (pred,) if self.takes == "picture" else (pred, target)
+        return self.function(*images, **{**self.settings, **more, "reduction": "none"})
+
+    def describe(self) -> dict:
+        """All but the functions, for JSON."""
+        fields = [field.name for field in dataclasses.fields(self) if field.name not in ("function", "clips")]
+        kept = {name: getattr(self, name) for name in fields}
+        low, high = self.score_range
+        return kept | {
+            "score_range": [low, high if math.isfinite(high) else None],
+            "settings": dict(self.settings),
+            "needs": list(self.needs),
+        }
+
+
+def register(metric: Metric) -> Metric:
+    """Make a metric known by its name; the same one again, as when a cell is run twice, takes the place of the first.
+
+    Raises:
+        I2IError: If the name is another metric's or has other letters than a-z, digits, _ and the dot, or ``takes`` or
+            ``of`` is unknown.
+    """
+    known = _METRICS.get(metric.name)
+    if known is not None and known.describe() != metric.describe():
+        raise I2IError("name", expected="one that is free", got=repr(metric.name), remedy="Name the variant.")
+    for what, allowed in (("takes", ("pair", "picture", "clip")), ("of", ("picture", "matte"))):
+        if (got := getattr(metric, what)) not in allowed:
+            raise I2IError(what, expected=" or ".join(allowed), got=repr(got))
+    if not re.fullmatch(r"[a-z][a-z0-9_.]*", metric.name):
+        raise I2IError("name", expected="a-z, digits, _ and the dot", got=repr(metric.name))
+    _METRICS[metric.name] = metric
+    return metric
+
+
+def registry() -> Mapping[str, Metric]:
+    """Every registered metric by name, in the order of registration; changed by :func:`register` alone."""
+    return types.MappingProxyType(_METRICS)
+
+
+def metric(name: str) -> Metric:
+    """A metric by name.
+
+    Raises:
+        I2IError: If there is none; lists those that there are.
+    """
+    known = registry()
+    if name not in known:
+        raise I2IError("metric", expected="one of " + ", ".join(known), got=repr(name))
+    return known[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What a metric said, with everything that is needed to read it.
+
+    Attributes:
+        metric: The metric, with its variant.
+        values: One score an image or frame, in order; empty where the metric is not available.
+        about: How the images came to be what was scored: bit depth, resizing, alignment.
+        reason: Why the metric is not available, with the way to get it; empty otherwise.
+    """
+
+    metric: Metric
+    values: tuple[float, ...]
+    about: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def mean(self) -> float:
+        """Over the images; NaN where the metric is not available."""
+        return float(np.mean(self.values)) if self.values else math.nan
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the images; NaN for fewer than two, or an infinite score."""
+        if len(self.values) < 2 or not all(map(math.isfinite, self.values)):
+            return math.nan
+        return float(np.std(self.values, ddof=1))
+
+    def describe(self) -> dict:
+        """For JSON: score, spread, number of images, and the metric's own description."""
+        found = {"mean": self.mean, "std": self.std}
+        return {
+            **{key: value if math.isfinite(value) else None for key, value in found.items()},
+            "n": len(self.values),
+            "metric": self.metric.describe(),
+            "about": dict(self.about),
+            "not_available": self.reason or None,
+        }
+
+    def __str__(self) -> str:
+        if self.reason:
+            return f"not available: {self.reason}"
+        if len(self.values) < 2:
+            return _text(self.mean)
+        return f"{_text(self.mean)} ± {f'{self.std:.4f}' if self.std == 0 or self.std >= 5e-5 else f'{self.std:.0e}'}"
+
+
+def _text(value: float) -> str:
+    """Four decimals, as tables of the field print scores; four digits for what would vanish."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.1 else f"{value:.4g}"
+
+
+def score(
+    pred: torch.Tensor,
+    target: torch.Tensor | None,
+    names: Iterable[str],
+    *,
+    about: Mapping[str, object] | None = None,
+) -> dict[str, Score]:
+    """Several metrics of the same images; one that is not available says so instead of a number.
+
+    Args:
+        pred: (N, C, H, W), values in [0, 1].
+        target: The same shape and range; None if only metrics without a reference are asked for.
+        names: Of metrics in :func:`registry`.
+        about: What to keep beside the scores.
+
+    Raises:
+        I2IError: If a name is unknown, or a metric cannot take these images.
+
+    Example:
+        >>> found = score(torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5), ["mse", "mad"])
+        >>> found["mse"].values, str(found["mad"])
+        ((0.25, 0.25), '0.5000 ± 0.0000')
+    """
+    found = {}
+    for name in names:
+        chosen = metric(name)
+        if reason := too_small(chosen, pred):
+            found[name] = Score(chosen, (), about or {}, reason)
+            continue
+        try:
+            found[name] = Score(chosen, tuple(chosen(pred, target).tolist()), about or {})
+        except (UnavailableError, IntegrityError) as error:
+            found[name] = Score(chosen, (), about or {}, why_not(chosen, error))
+    return found
+
+
+def too_small(metric: Metric, image: torch.Tensor) -> str:
+    """Why a metric cannot take images of this size; empty if it can."""
+    height, width = image.shape[-2:]
+    if min(height, width) >= metric.smallest:
+        return ""
+    return f"needs sides of {metric.smallest} pixels or more, these images have {width}×{height}"
+
+
+def why_not(metric: Metric, error: I2IError) -> str:
+    """Why a metric is not available, and the one command that mends it, short enough for a table."""
+    if not metric.needs:
+        return str(error)
+    state = "are not here" if isinstance(error, UnavailableError) else "have another checksum"
+    return f"its weights {state}; i2i fetch {' '.join(metric.needs)}"

@@ -1,0 +1,82 @@
+"""Figures of comparisons: every metric over the frames, and the worst frame beside its reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from ..errors import I2IError
+from ..metrics import metric
+from . import ERROR_MAP, PALETTE, WIDTH, show
+
+_LINES = ("-", "--", "-.", ":")
+_MARKS = ("o", "s", "^", "D", "v", "P")
+
+
+def comparison(
+    frames: Mapping[str, pd.DataFrame], worst: tuple[str, torch.Tensor, torch.Tensor] | None = None
+) -> Figure:
+    """A panel a metric with a line a candidate, and below it one frame, its reference and where they differ.
+
+    Args:
+        frames: By candidate, one row a frame and one column a metric, as :meth:`Candidate.per_frame` gives them.
+        worst: What to call the frame, the candidate's picture and the reference's, (C, H, W) or (1, C, H, W), [0, 1].
+
+    Raises:
+        I2IError: If there is nothing to draw.
+    """
+    names = [name for name in next(iter(frames.values()), pd.DataFrame()) if _any(frames, name)]
+    if not names:
+        raise I2IError("frames", expected="scores of at least one metric", got="none", remedy="See why in the table.")
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    height = 2.1 * rows + (0 if worst is None else 2.3)
+    figure = plt.figure(figsize=(WIDTH, height))
+    parts = np.atleast_1d(
+        figure.subfigures(1 if worst is None else 2, 1, height_ratios=[2.1 * rows, 2.3][: 1 + bool(worst)])
+    )
+    axes = parts[0].subplots(rows, columns, squeeze=False)
+    for ax, name in zip(axes.flat, names, strict=False):
+        _panel(ax, name, frames)
+    for ax in axes.flat[len(names) :]:
+        ax.axis("off")
+    if len(frames) > 1:
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        parts[0].legend(handles, labels, loc="outside lower center", ncols=min(4, len(frames)))
+    if worst is not None:
+        _beside(parts[1], *worst)
+    return figure
+
+
+def _any(frames: Mapping[str, pd.DataFrame], name: str) -> bool:
+    return any(name in table and np.isfinite(table[name]).any() for table in frames.values())
+
+
+def _panel(ax, name: str, frames: Mapping[str, pd.DataFrame]) -> None:
+    for place, (candidate, table) in enumerate(frames.items()):
+        if name not in table:
+            continue
+        look = {"color": PALETTE[place % len(PALETTE)], "label": candidate, "lw": 1.3}
+        look |= {"ls": _LINES[place // len(PALETTE) % len(_LINES)]}
+        if len(table) < 40:
+            look |= {"marker": _MARKS[place % len(_MARKS)], "ms": 3.5}
+        ax.plot(np.arange(1, len(table) + 1), table[name], **look)
+    ax.set(title=metric(name).heading, xlabel="frame")
+    if max(map(len, frames.values())) == 1:
+        ax.set_xticks([1])
+
+
+def _beside(part, title: str, pred: torch.Tensor, target: torch.Tensor) -> None:
+    pred, target = (image.reshape(-1, *image.shape[-2:]).detach().float().cpu() for image in (pred, target))
+    left, middle, right = part.subplots(1, 3)
+    show(left, target, "reference")
+    show(middle, pred, title)
+    error = (pred - target).abs().mean(0)
+    drawn = show(right, error, "absolute difference", cmap=ERROR_MAP, vmin=0, vmax=max(error.max().item(), 1e-6))
+    part.colorbar(drawn, ax=right, shrink=0.8)

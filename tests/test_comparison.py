@@ -1,0 +1,338 @@
+"""Clips against a reference: right numbers, and one clear sentence for whatever cannot be compared."""
+
+import csv
+import gc
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import shared
+from PIL import Image
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio
+
+from i2ilib import FrameError, I2IError, comparison, metrics
+from i2ilib.cli import main
+from i2ilib.comparison import compare
+from i2ilib.comparison.thesis import thesis_tables
+from i2ilib.frames import write_image, write_video
+
+PHOTO = data.astronaut()[60:220, 140:340]  # a face: 160 x 200
+
+
+def frames(count=4, *, noise=0.0, seed=0):
+    """The photograph panned by two pixels a frame, with noise."""
+    rng = np.random.default_rng(seed)
+    wide = data.astronaut()[60:220, 100:400].astype(float)
+    panned = [wide[:, 2 * i : 2 * i + 200] for i in range(count)]
+    return [np.clip(frame + noise * rng.standard_normal(frame.shape), 0, 255).astype(np.uint8) for frame in panned]
+
+
+def folder(path, pictures, suffix=".png"):
+    path.mkdir(parents=True)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(path / f"{i:03}{suffix}")
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A reference and two candidates of four frames, the second the worse."""
+    made = {"ref": frames(), "fine": frames(noise=4), "poor": frames(noise=12, seed=1)}
+    return [folder(tmp_path / name, pictures) for name, pictures in made.items()]
+
+
+def run(*arguments, capsys):
+    """Exit code, the JSON object if there is one, and what went to the error stream."""
+    code = main(["compare", *map(str, arguments), "--json"])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+def test_the_scores_are_those_of_each_pair(clips):
+    found = compare(*clips, metrics=["psnr", "mse_255"], progress=False)
+    for candidate, noise, seed in zip(found.candidates, (4, 12), (0, 1), strict=True):
+        pairs = list(zip(frames(), frames(noise=noise, seed=seed), strict=True))
+        expected = [peak_signal_noise_ratio(a, b) for a, b in pairs]
+        assert candidate.scores["psnr"].values == pytest.approx(expected, rel=1e-6)
+        assert candidate.worst("psnr") == int(np.argmin(expected)) and candidate.frames == ("000", "001", "002", "003")
+        assert not candidate.notes and not candidate.failed
+    difference = found.differences()["poor"]["psnr"]
+    assert difference == metrics.paired(*(c.scores["psnr"].values for c in found.candidates[::-1]))
+    assert list(found.frames().columns) == ["candidate", "frame", "psnr", "mse_255"] and len(found.frames()) == 8
+    assert found.table().loc["fine", "PSNR (dB) ↑"] == str(found.candidates[0].scores["psnr"])
+
+
+def test_published_values_by_the_command(capsys, tmp_path):
+    folder_, rows = shared("data/metrics"), list(csv.DictReader(shared("data/metrics/metric_goldens.csv").open()))
+    names = {"mse": "mse_255", "psnr": "psnr", "psnr_y": "psnr_y", "ssim": "ssim"}
+    code, told, _ = run(
+        folder_ / "ex_ref.png", folder_ / "ex_p0.png", folder_ / "ex_p1.png", "--metrics", ",".join(names.values()),
+        capsys=capsys,
+    )  # fmt: skip
+    assert code == 0
+    for row in rows:
+        if row["ref"] == "ex_ref.png" and row["metric"] in names:
+            (candidate,) = (c for c in told["candidates"] if c["name"] == row["dist"])
+            score = candidate["scores"][names[row["metric"]]]
+            assert score["mean"] == pytest.approx(float(row["value"]), abs=1e-4), row
+            assert score["metric"]["variant"] and score["about"]["depth"] == "8 bits" and score["n"] == 1
+
+
+def test_mattes(capsys):
+    mattes = shared("data/matting")
+    truth = mattes / "lemur_alpha.png"
+    code, told, _ = run(truth, mattes / "lemur_alpha_fba.png", "--mattes", "--metrics", "iou,mse,sad", capsys=capsys)
+    scores = told["candidates"][0]["scores"]
+    assert code == 0 and scores["iou"]["about"]["values"] == "coverage"
+    assert scores["iou"]["mean"] == pytest.approx(0.993944660416, abs=1e-9)
+    assert scores["sad"]["mean"] == pytest.approx(1.706784313725, abs=1e-6)
+
+
+def test_metrics_of_clips_need_neighbours(clips):
+    found = compare(*clips[:2], metrics=["psnr", "dtssd"], check=False, progress=False).candidates[0]
+    pred, target = (torch.tensor(np.stack(f)).permute(0, 3, 1, 2) / 255 for f in (frames(noise=4), frames()))
+    expected = metrics.dtssd(pred, target, reduction="none")
+    assert found.scores["dtssd"].values == pytest.approx(expected.tolist(), rel=1e-5)
+    table = found.per_frame()
+    assert math.isnan(table["dtssd"].iloc[0]) and not table["dtssd"].iloc[1:].isna().any()
+    assert found.scores["psnr"].about["alignment"] == "not checked"
+
+
+def test_files(clips, tmp_path, capsys):
+    arguments = ("--metrics", "psnr,ssim", "--csv", tmp_path / "o/f.csv", "--plot", tmp_path / "p.png")
+    code, told, _ = run(*clips, *arguments, capsys=capsys)
+    table = pd.read_csv(tmp_path / "o/f.csv", dtype={"frame": str})
+    assert code == 0 and len(table) == 8 and set(table["candidate"]) == {"fine", "poor"}
+    assert table["psnr"].iloc[:4].mean() == pytest.approx(told["candidates"][0]["scores"]["psnr"]["mean"])
+    assert Image.open(tmp_path / "p.png").width > 600
+    assert told["differences"]["poor less fine"]["psnr"]["high"] < 0
+    main(["compare", *map(str, clips), "--metrics", "psnr"])
+    text = capsys.readouterr().out
+    assert "PSNR (dB) ↑" in text and "poor less fine" in text
+
+
+def test_what_is_kept_is_not_scored_again(clips, tmp_path, monkeypatch):
+    options = {"metrics": ["psnr"], "keep": tmp_path / "kept", "progress": False}
+    first = compare(*clips, **options)
+    scored, whole = [], comparison._scored
+    monkeypatch.setattr(comparison, "_scored", lambda name, *rest: scored.append(name) or whole(name, *rest))
+    assert compare(*clips, **options).describe() == first.describe() and scored == []
+    Image.fromarray(frames()[0]).save(clips[2] / "003.png")  # another picture
+    assert compare(*clips, **options).describe() != first.describe() and scored == ["poor"]
+    compare(*clips, **options | {"metrics": ["ssim"]})
+    assert scored == ["poor", "fine", "poor"]
+    (tmp_path / "kept/fine.json").write_text("{broken")
+    compare(*clips, **options | {"metrics": ["ssim"]})
+    assert scored == ["poor", "fine", "poor", "fine"]
+
+
+def test_an_interrupted_run_goes_on_with_the_next_file(clips, tmp_path, monkeypatch):
+    options = {"metrics": ["psnr"], "keep": tmp_path / "kept", "progress": False}
+    scored, whole = [], comparison._scored
+
+    def interrupted(name, *rest):
+        if name == "poor":
+            raise KeyboardInterrupt
+        return scored.append(name) or whole(name, *rest)
+
+    monkeypatch.setattr(comparison, "_scored", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(*clips, **options)
+    monkeypatch.setattr(comparison, "_scored", lambda name, *rest: scored.append(name) or whole(name, *rest))
+    compare(*clips, **options)
+    assert scored == ["fine", "poor"]
+
+
+def test_equal_pictures_survive_json(clips, tmp_path, capsys):
+    arguments = ("--metrics", "psnr,ssim", "--keep", tmp_path / "kept")
+    for _ in range(2):  # the second time from what was kept
+        code, told, _ = run(clips[0], clips[0], *arguments, capsys=capsys)
+        assert code == 0 and told["candidates"][0]["scores"]["psnr"]["mean"] is None  # infinite
+        assert told["candidates"][0]["scores"]["ssim"]["mean"] == pytest.approx(1)
+
+
+# --- what speaks against a comparison ----------------------------------------------------------------
+
+
+def notes(*paths, **options):
+    return " ".join(compare(*paths, metrics=["psnr"], progress=False, **options).candidates[0].notes)
+
+
+def test_a_shift_is_told(tmp_path):
+    wide = data.astronaut()[60:220, 100:400]
+    a, b = (folder(tmp_path / name, [wide[:, x : x + 200]]) for name, x in (("a", 50), ("b", 47)))
+    assert "shifted against the reference, 3.0 px to the right" in notes(a, b)
+    assert notes(a, b, check=False) == ""
+
+
+def test_a_delay_is_told(tmp_path):
+    many = [np.roll(frame, 5 * i, 0) for i, frame in enumerate(frames(14))]
+    a, b = folder(tmp_path / "a", many[2:]), folder(tmp_path / "b", many[:-2])
+    assert "2 frame(s) later than the reference" in notes(a, b)
+
+
+def test_other_times_are_told(tmp_path):
+    pictures = frames(8)
+    write_video(tmp_path / "c.mp4", pictures, fps=25)
+    write_video(tmp_path / "v.mp4", pictures, times=[0, 0.04, 0.2, 0.24, 0.28, 0.5, 0.54, 0.6])
+    assert "shown at other times" in notes(tmp_path / "c.mp4", tmp_path / "v.mp4")
+    assert notes(tmp_path / "c.mp4", tmp_path / "c.mp4") == ""
+
+
+def test_depth_light_and_alpha_are_told(tmp_path):
+    srgb = torch.from_numpy(PHOTO.copy()).permute(2, 0, 1)[None].float() / 255
+    linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    write_image(tmp_path / "a.png", srgb, bits=8)
+    write_image(tmp_path / "b.png", srgb, bits=16)
+    write_image(tmp_path / "c.exr", linear)
+    write_image(tmp_path / "d.png", torch.cat([srgb, torch.full_like(srgb[:, :1], 0.5)], 1), bits=8)
+    write_image(tmp_path / "e.exr", linear * 3)
+    found = compare(
+        *(tmp_path / n for n in ("a.png", "b.png", "c.exr", "d.png", "e.exr")), progress=False, metrics=["psnr"]
+    )
+    deep, light, alpha, bright = found.candidates
+    assert deep.scores["psnr"].mean > 90 and deep.scores["psnr"].about["depth"] == "16 bits, against 8 bits"
+    assert light.scores["psnr"].mean > 60 and "16 bits, float" in light.scores["psnr"].about["depth"]
+    assert "converted from linear light" in light.scores["psnr"].about["values"]
+    assert alpha.scores["psnr"].mean > 90 and alpha.notes == ("candidate: its alpha is not compared",)
+    assert "brighter than white is compared as white" in bright.notes[0]
+
+
+# --- bad input -----------------------------------------------------------------------------------------
+
+
+def test_sizes_and_crops(tmp_path, capsys):
+    a = folder(tmp_path / "a", [PHOTO])
+    b, c = folder(tmp_path / "b", [PHOTO[20:150, 30:180]]), folder(tmp_path / "c", [PHOTO[::2, ::2]])
+    code, told, err = run(a, b, capsys=capsys)
+    assert code == 2 and told is None and "expected 200×160 pixels" in err and "row 20, column 30" in err
+    assert "Scale one of them first" in run(a, c, capsys=capsys)[2]
+
+
+@pytest.mark.parametrize("broken", [0, 2, 3])
+def test_a_frame_that_cannot_be_read(clips, capsys, broken):
+    (clips[1] / f"00{broken}.png").write_bytes(b"\x89PNG and no more")
+    code, told, _ = run(*clips[:2], "--metrics", "psnr,dtssd,vmaf_v0.6.1", capsys=capsys)
+    (candidate,) = told["candidates"]
+    assert code == 1 and candidate["n"] == 3 and list(candidate["failed"]) == [f"00{broken}"]
+    assert "00" + str(broken) + ".png" in candidate["failed"][f"00{broken}"]
+    assert "needs the whole clip" in candidate["scores"]["vmaf_v0.6.1"]["not_available"]
+    assert candidate["scores"]["dtssd"]["n"] == (1 if broken == 2 else 2)  # not across the gap
+
+
+def test_nothing_that_can_be_read(clips, capsys):
+    for path in clips[1].iterdir():
+        path.write_bytes(b"")
+    code, told, err = run(*clips[:2], "--metrics", "psnr", capsys=capsys)
+    assert code == 2 and told is None and "at least one frame that can be compared" in err
+
+
+def test_nan(tmp_path, capsys):
+    image = torch.rand(1, 3, 20, 20)
+    write_image(tmp_path / "a.exr", image)
+    image[0, 0, 3, 3] = float("nan")
+    write_image(tmp_path / "b.exr", image)
+    code, _, err = run(tmp_path / "a.exr", tmp_path / "b.exr", "--metrics", "psnr", capsys=capsys)
+    assert code == 2 and "b.exr: expected finite pixels, got NaN or infinity" in err
+
+
+def test_small_pictures_say_what_they_are_too_small_for(tmp_path, capsys):
+    a, b = (folder(tmp_path / name, [PHOTO[:17, :17] + np.uint8(i)]) for i, name in enumerate("ab"))
+    code, told, _ = run(a, b, "--metrics", "psnr,ssim,ms_ssim,vmaf_v0.6.1", capsys=capsys)
+    scores = told["candidates"][0]["scores"]
+    assert code == 0 and scores["psnr"]["n"] == scores["ssim"]["n"] == 1
+    assert "161 pixels or more" in scores["ms_ssim"]["not_available"]
+    assert "18" in scores["vmaf_v0.6.1"]["not_available"]
+
+
+def test_other_bad_input(clips, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    short = folder(tmp_path / "short", frames(3))
+    for arguments, message in (
+        ((clips[0], tmp_path / "empty"), "expected pictures"),
+        ((clips[0], tmp_path / "none"), "none"),
+        ((clips[0], short), "expected 4 frames, as the reference has, got 3"),
+        ((*clips, "--metrics", "psnr,best"), "metric: expected one of"),
+        (
+            (*clips, "--metrics", "psnr", "--plot", tmp_path / "p.png", "--worst-by", "ssim"),
+            "one with scores, got 'ssim'",
+        ),
+    ):
+        code, told, err = run(*arguments, capsys=capsys)
+        assert code == 2 and told is None and message in err, arguments
+    with pytest.raises(I2IError, match="at least one clip"):
+        compare(clips[0])
+    with pytest.raises(FrameError):
+        compare(tmp_path / "nothing", clips[0])
+
+
+# --- video ---------------------------------------------------------------------------------------------
+
+
+def test_a_video_against_pictures_and_vmaf(tmp_path):
+    pictures = frames(6)
+    ref = folder(tmp_path / "ref", pictures)
+    write_video(tmp_path / "fine.mp4", pictures, fps=25, crf=12)
+    write_video(tmp_path / "poor.mp4", pictures, fps=25, crf=40)
+    names = ["psnr", "vmaf_v0.6.1", "vmaf_v0.6.1neg"]
+    found = compare(ref, tmp_path / "fine.mp4", tmp_path / "poor.mp4", metrics=names, progress=False)
+    fine, poor = found.candidates
+    for name in names:
+        assert fine.scores[name].mean > poor.scores[name].mean and len(fine.scores[name].values) == 6
+    expected = metrics.vmaf(tmp_path / "poor.mp4", ref)
+    assert poor.scores["vmaf_v0.6.1"].values == expected.frames
+    assert poor.scores["vmaf_v0.6.1"].about["vmaf_v0.6.1"]["harmonic_mean"] == expected.harmonic_mean
+
+
+def test_memory_does_not_grow_with_the_clip(tmp_path):
+    """Frames are read one by one: the pictures alive at once do not depend on how many there are."""
+    most = {}
+    for count in (4, 16):
+        alive = []
+
+        def census(pred, target, reduction, alive=alive):
+            alive.append(sum(type(o) is torch.Tensor and o.numel() > 9e4 for o in gc.get_objects()))
+            return torch.zeros(1)
+
+        metric = metrics.Metric("alive", "Alive", "pictures", True, (0, 1), "here", census)
+        paths = [folder(tmp_path / f"{kind}{count}", frames(count)) for kind in "rd"]
+        clips = map(comparison.open_clip, paths)
+        comparison._scored("x", paths[1], *clips, [metric], False, torch.device("cpu"), False)
+        most[count] = max(alive[1:])
+    assert most[4] == most[16] <= 8
+
+
+# --- the thesis's tables -------------------------------------------------------------------------------
+
+
+def test_the_thesis_tables_hold_ours_and_theirs(tmp_path):
+    clean, noisy = frames(3), frames(3, noise=6)
+    target, pred = (torch.tensor(np.stack(clip)).permute(0, 3, 1, 2).float() / 255 for clip in (clean, noisy))
+    tables = thesis_tables(target, {"ours": pred}, label="a test")
+    assert list(tables) == ["perceptual", "traditional", "vmaf"]
+    traditional = tables["traditional"]
+    assert traditional.loc["ours", "PSNR ↑"] == str(metrics.score(pred, target, ["psnr"])["psnr"])
+    assert traditional.loc["UNet", "PSNR ↑"] == "21.6506 ± 0.1269" and traditional.loc["UNet", "origin"] == "paper"
+    assert tables["perceptual"].loc["SRUNet-INT8", "DISTS ↓"] == "0.1722 ± 0.0044"
+    assert tables["vmaf"].loc["SRUNet", "VMAF (harmonic mean) ↑"] == "46.65"
+    result = metrics.vmaf(pred, target)
+    assert tables["vmaf"].loc["ours", "VMAF (mean) ↑"] == f"{result.mean:.2f}"
+    assert tables["vmaf"].loc["ours", "VMAF (harmonic mean) ↑"] == f"{result.harmonic_mean:.2f}"
+    assert all(table.attrs["n"] == 3 and table.attrs["label"] == "a test" for table in tables.values())
+    missing = tables["perceptual"].loc["ours", "LPIPS ↓"]
+    assert "i2i fetch" in missing or "±" in missing  # with the weights here, a number
+    on_disk = thesis_tables(folder(tmp_path / "r", clean), {"ours": folder(tmp_path / "d", noisy)})
+    assert on_disk["traditional"].loc["ours"].tolist() == traditional.loc["ours"].tolist()
+    with pytest.raises(I2IError, match="candidates: expected at least one"):
+        thesis_tables(target, {})
+
+
+def test_harmonic_means():
+    assert metrics.harmonic_mean([80, 80]) == pytest.approx(80)
+    for bad in ([], [5, -1]):
+        with pytest.raises(I2IError, match="above -1"):
+            metrics.harmonic_mean(bad)
