@@ -2,8 +2,8 @@
 
     python benchmarks/metrics.py [--json] [--n 5] [--frames 6] [--height 1080] [--width 1920]
 
-SSIM against scikit-image with the same window, in double precision. VMAF v0.6.1 of a raw file against the ffmpeg program
-called by hand on the same files, with the same figures beside it. In turns; medians are compared.
+SSIM against scikit-image with the same window, in double precision. VMAF v0.6.1 of a raw file against the ffmpeg
+program called by hand on the same files, with the same figures beside it. In turns; medians are compared.
 """
 
 from __future__ import annotations
