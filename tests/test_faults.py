@@ -52,7 +52,7 @@ def test_blur_is_a_gaussian_of_that_sigma():
     x = torch.arange(41.0, dtype=torch.float64) - 20
     bell = torch.exp(-x.square() / (2 * 2.5**2))
     bell /= bell.sum()
-    torch.testing.assert_close(faults.blur(point, 2.5)[0], torch.outer(bell, bell), atol=1e-6, rtol=0)
+    torch.testing.assert_close(faults.blur(point, 2.5)[0], torch.outer(bell, bell), atol=1e-5, rtol=0)
 
 
 def test_noise_has_its_deviation_and_is_drawn_again_alike():
@@ -79,9 +79,10 @@ def test_jpeg_of_one_channel_and_of_a_batch(photo):
 def test_x265_keeps_colours_and_codes_a_batch_as_a_clip(photo):
     orange = torch.tensor([0.9, 0.45, 0.15]).view(3, 1, 1).expand(3, 64, 64)
     assert 255 * (faults.x265(orange, 4) - orange).abs().max() < 3  # another matrix on the way back is off by more
-    still = torch.stack([photo] * 4)
-    coded = faults.x265(still, 30)
-    assert coded.shape == still.shape and not torch.equal(coded[0], coded[-1])  # frames that are predicted differ
+    pan = torch.stack([photo.roll(k, -1) for k in range(4)])
+    coded = faults.x265(pan, 30)
+    assert coded.shape == pan.shape
+    assert not torch.equal(coded[3], faults.x265(pan[3], 30))  # it is predicted from those before
 
 
 @pytest.mark.parametrize("shape", [(3, 63, 64), (3, 64, 30)])
