@@ -617,7 +617,7 @@ def tasks(
     few = {"calibration": run.pick(smoke=8, quick=32, full=64), "every": run.pick(smoke=3, quick=1, full=1)}
     made = {}
     if "matting" in names:
-        clips = _actors() if run.preset == "full" else [sample]
+        clips = actors() if run.preset == "full" else [sample]
         model, meta = models.pretrained("matting_actors")
         made["matting"] = matting(clips, model, mode=meta["trained"]["mode"], q_in=meta["q_in"], **few)
     if "sr" in names:
@@ -625,7 +625,8 @@ def tasks(
     return made
 
 
-def _actors() -> list[videomatte.Clip]:
+def actors() -> list[videomatte.Clip]:
+    """The six actors, 75 frames of 768 × 512 each; rendered where they are not there, which takes an hour or more."""
     for actor in synthetic.ACTORS:
         synthetic.write_clip(synthetic.DEFAULT_ROOT, actor, frames=75, height=512, width=768)
     names = {f"{actor.name}_768x512" for actor in synthetic.ACTORS}

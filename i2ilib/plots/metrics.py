@@ -160,6 +160,7 @@ def flicker(
         ax.set(
             title=metric, xlabel="frame or pair", ylim=(0, 1.25 * max(max(values) for values in found.values()) + 1e-9)
         )
+        ax.set_xlim(0.5, len(values) + 0.5)
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     ax.legend(loc="best")
     return figure

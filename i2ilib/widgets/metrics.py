@@ -268,5 +268,5 @@ def _beside(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
