@@ -95,7 +95,8 @@ def matting(
 
     Returns:
         The task. Loss: L1 to the true alpha, in [-1, 1]. Scores: ``iou`` (threshold one half), ``mse`` (8-bit scale),
-        means over the frames; ``iou/<clip>`` where there are several clips.
+        means over the frames, and ``dtssd``, the flicker from one frame to the next; ``iou/<clip>`` and so on where
+        there are several clips.
     """
     parts = videomatte.paper_split(min(len(clip) for clip in clips))
     part = {key: frames[::every] for key, frames in parts._asdict().items()}
@@ -120,17 +121,24 @@ def matting(
         return list(inputs.split(8))
 
     def score(part: str, network: Network) -> dict[str, float]:
-        found: dict[str, list[float]] = {"iou": [], "mse": []}
+        found: dict[str, list[float]] = {"iou": [], "mse": [], "dtssd": []}
         share = len(held[part]) // len(clips)
+        last = None
         for i, codes in enumerate(held[part]):
             frame = codes.float().div(255)
             made = network(patches.split(colour.to_fixed(frame[:3], q_in)))
             matte = patches.merge(colour.from_fixed(made, 1).clamp(0, 1), height=codes.shape[1], width=codes.shape[2])
-            for key in ("iou", "mse"):
-                found[key].append(metrics.KEYS[key](matte, frame[None, 3:]).item())
-            if len(clips) > 1:
-                found.setdefault(f"iou/{clips[i // share].name}", []).append(found["iou"][-1])
-        return {key: statistics.fmean(values) for key, values in found.items()}
+            pair, clip = (matte, frame[None, 3:]), clips[i // share].name
+            scores = {key: metrics.KEYS[key](*pair).item() for key in ("iou", "mse")}
+            if i % share:  # the frame before is of the same clip
+                both = [torch.cat(two) for two in zip(last, pair, strict=True)]
+                scores["dtssd"] = metrics.KEYS["dtssd"](*both).item()
+            for key, value in scores.items():
+                found[key].append(value)
+                if len(clips) > 1:
+                    found.setdefault(f"{key}/{clip}", []).append(value)
+            last = pair
+        return {key: statistics.fmean(values) for key, values in found.items() if values}
 
     about = {"clips": [clip.name for clip in clips], "mode": mode, "batch": batch, "calibration": calibration}
     about |= {"frames": {key: len(frames) * len(clips) for key, frames in part.items()}, "weights": _digest(model)}
@@ -609,7 +617,7 @@ def tasks(
     few = {"calibration": run.pick(smoke=8, quick=32, full=64), "every": run.pick(smoke=3, quick=1, full=1)}
     made = {}
     if "matting" in names:
-        clips = _actors() if run.preset == "full" else [sample]
+        clips = actors() if run.preset == "full" else [sample]
         model, meta = models.pretrained("matting_actors")
         made["matting"] = matting(clips, model, mode=meta["trained"]["mode"], q_in=meta["q_in"], **few)
     if "sr" in names:
@@ -617,7 +625,8 @@ def tasks(
     return made
 
 
-def _actors() -> list[videomatte.Clip]:
+def actors() -> list[videomatte.Clip]:
+    """The six actors, 75 frames of 768 × 512 each; rendered where they are not there, which takes an hour or more."""
     for actor in synthetic.ACTORS:
         synthetic.write_clip(synthetic.DEFAULT_ROOT, actor, frames=75, height=512, width=768)
     names = {f"{actor.name}_768x512" for actor in synthetic.ACTORS}

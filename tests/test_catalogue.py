@@ -30,7 +30,9 @@ def test_every_metric_is_described():
     assert len({(m.label, m.variant) for m in metrics.registry().values()}) == len(metrics.registry())
 
 
-@pytest.mark.parametrize("name", [n for n, m in metrics.registry().items() if not m.needs and not m.clips])
+@pytest.mark.parametrize(
+    "name", [n for n, m in metrics.registry().items() if not m.needs and not m.clips and n != "lpips_comp"]
+)
 def test_equal_images_have_the_best_score(name):
     metric = metrics.registry()[name]
     image = torch.rand(3, 1 if metric.of == "matte" else 3, 168, 168, generator=torch.Generator().manual_seed(0))

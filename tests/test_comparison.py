@@ -78,7 +78,9 @@ def test_published_values_by_the_command(ref, dist, capsys):
     for row in rows:
         if (row["ref"], row["dist"]) == (ref, dist) and row["metric"] in names and "automatic" not in row["variant"]:
             score = candidate["scores"][names[row["metric"]]]
-            assert score["mean"] == pytest.approx(float(row["value"]), rel=1e-6, abs=max(2e-6, float(row["tolerance"]))), row
+            assert score["mean"] == pytest.approx(
+                float(row["value"]), rel=1e-6, abs=max(2e-6, float(row["tolerance"]))
+            ), row
             assert score["metric"]["variant"] and score["about"]["depth"] == "8 bits" and score["n"] == 1
             checked.add(row["metric"])
     assert code == 0 and {"mse", "psnr", "ssim"} <= checked

@@ -388,7 +388,9 @@ def test_a_network_of_the_right_name_alone_is_refused(empty, drawn, pair, place)
     name = TRUNKS["alexnet"]
     (empty / place / name).write_bytes((drawn.folder / name).read_bytes())
     with pytest.raises(IntegrityError, match=r"SHA-256 7be5be791159472b.* i2i fetch alexnet-owt-7be5be79\.pth"):
-        metrics.score(*pair, ["lpips_alex"])
+        metrics.lpips(*pair, value_range=1.0)
+    told = metrics.score(*pair, ["lpips_alex"])["lpips_alex"]
+    assert not told.values and told.reason == f"its weights have another checksum; i2i fetch {name}"
 
 
 def test_other_linear_weights_in_the_package_are_refused(here, pair, tmp_path, monkeypatch):

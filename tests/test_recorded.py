@@ -7,7 +7,7 @@ import torch
 
 from i2ilib import I2IError, colour, models, patches, runtime
 from i2ilib.datasets import videomatte
-from i2ilib.metrics import iou
+from i2ilib.metrics import iou, paired
 from i2ilib.protocol import PAPER_TABLE_1
 from i2ilib.quant import with_positions
 from i2ilib.train import MattingConfig
@@ -52,3 +52,13 @@ def test_pretrained_names_what_there_is():
 def test_the_full_size_gan_on_4k_fits_where_it_was_measured():
     kept = runtime.recorded("training_4k")["result"]
     assert kept["width"] == 64 and kept["peak_memory_gib"] < 8 and kept["waiting_share"] < 0.05
+
+
+def test_sharpening_beats_srunet_by_plain_vmaf_and_loses_by_neg():
+    kept = runtime.recorded("restoration_src01")["result"]
+    ours, theirs = (
+        kept["vmaf_per_frame"][name] for name in ("SRUNet, published weights", "Lanczos, unsharp 1.5 of 5 pixels")
+    )
+    assert all(len(scores) == kept["frames"] for row in kept["vmaf_per_frame"].values() for scores in row.values())
+    plain, neg = (paired(ours[m], theirs[m], block=12) for m in ("vmaf_v0.6.1", "vmaf_v0.6.1neg"))
+    assert plain.high < 0 < neg.low

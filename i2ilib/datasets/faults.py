@@ -199,6 +199,21 @@ def tuned(name: str, images: torch.Tensor, mse: float) -> float:
     return min((mild, strong), key=lambda strength: abs(math.log(max(error(strength), 1e-30) / mse)))
 
 
+def alike(image: torch.Tensor, q: int = 4) -> dict[str, torch.Tensor]:
+    """Seven faults of one mean squared error, by label: the banding that ``q`` makes, and six others tuned to it.
+
+    JPEG comes as near as a whole quality can.
+
+    Raises:
+        I2IError: If one of them cannot make that error on this picture.
+    """
+    found = {FAULTS["banding"].label: banding(image, q)}
+    mse = (found["banding"].double() - image).square().mean().item()
+    for name in ("blur", "noise", "jpeg", "shift", "brightness", "sharpen"):
+        found[FAULTS[name].label] = FAULTS[name](image, tuned(name, image, mse))
+    return found
+
+
 def resize(frames: torch.Tensor, size: tuple[int, int], kernel: str = "bicubic") -> torch.Tensor:
     """Frames in another size, by Pillow on 8-bit codes: with a window that grows as the picture shrinks.
 

@@ -1,4 +1,4 @@
-"""One picture in and out: PNG, JPEG, TIFF and OpenEXR through OpenImageIO."""
+"""One picture in and out, through OpenImageIO: PNG, JPEG, TIFF and OpenEXR; BMP and GIF in only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ..errors import FrameError, I2IError
 from ..runtime import atomic_path
 from .layers import Choice, choose, layers
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr")
+_WRITTEN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".exr")
+SUFFIXES = (*_WRITTEN, ".bmp", ".gif")
 COLOURS = ("srgb", "linear")
 MOST_PIXELS = 2**28  # 16384 x 16384; a display window may claim anything
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # of JPEG, but for those within coded data
@@ -77,7 +78,7 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def read_image(path: str | os.PathLike, *, layer: str | None = None, coverage: bool = False) -> Frame:
-    """Read one PNG, JPEG, TIFF or OpenEXR file of 1 to 32 bits, grey or colour, with or without alpha.
+    """Read one PNG, JPEG, TIFF, OpenEXR, BMP or GIF file of 1 to 32 bits, grey or colour, with or without alpha.
 
     An OpenEXR file gives its display window: what lies outside the data window is black and transparent, and overscan
     is cut off. A PNG whose gAMA says that it is linear is; one of another gamma arrives in sRGB codes.
@@ -319,8 +320,8 @@ def write_image(
     suffix = path.suffix.lower()
     if path.is_dir():
         raise FrameError(str(path), expected="a file to write", got="a folder", remedy="Move it away.")
-    if suffix not in SUFFIXES:
-        raise I2IError(str(path), expected="a name ending in " + ", ".join(SUFFIXES), got=repr(suffix))
+    if suffix not in _WRITTEN:
+        raise I2IError(str(path), expected="a name ending in " + ", ".join(_WRITTEN), got=repr(suffix))
     if suffix in (".jpg", ".jpeg") and pixels.shape[1] == 4:
         raise I2IError(str(path), expected="1 or 3 channels, as JPEG has no alpha", got=4, remedy="Write a PNG.")
     array = pixels[0].detach().permute(1, 2, 0).to("cpu", torch.float32).numpy()

@@ -47,5 +47,11 @@ __all__ = [
     "vmaf",
 ]
 
-KEYS = {"iou": metric("iou"), "mse": metric("mse_255"), "psnr_db": metric("psnr"), "ssim": metric("ssim_flat")}
+KEYS = {
+    "iou": metric("iou"),
+    "mse": metric("mse_255"),
+    "dtssd": metric("dtssd"),
+    "psnr_db": metric("psnr"),
+    "ssim": metric("ssim_flat"),
+}
 """What the keys of training histories and recorded results mean: ``"mse"`` there is in squared 8-bit levels."""

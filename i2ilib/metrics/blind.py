@@ -190,5 +190,6 @@ register(
         takes="picture",
         settings={"value_range": 1.0},
         needs=("brisque_allmodel", "brisque_allrange"),
+        smallest=_SMALLEST,
     )
 )

@@ -232,6 +232,7 @@ for _name in _NETS:
             function=lpips,
             settings={"value_range": 1.0, "net": _name},
             needs=(_NETS[_name].trunk,),
+            smallest=_NETS[_name].smallest,
         )
     )
 register(
@@ -244,7 +245,7 @@ register(
         source="Mier et al. 2021, arXiv:2103.01114",
         function=lpips_comp,
         settings={"value_range": 1.0},
-        needs=(_VGG16_BN,),
+        smallest=_NETS["vgg"].smallest,
     )
 )
 register(

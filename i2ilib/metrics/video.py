@@ -226,7 +226,7 @@ for _model, _label in (
             function=_of_tensors,
             takes="clip",
             settings={"model": _model},
-            smallest=MODELS[_model],
+            smallest=max(MODELS[_model], _LONGER if "_v1." in _model else 0),  # whichever side it is
             clips=functools.partial(_of_clips, model=_model),
         )
     )

@@ -112,7 +112,7 @@ def intervals(rows: Mapping[str, Mapping[str, Paired]], xlabels: Mapping[str, st
         for y, found in enumerate(rows.values()):
             one = found[metric]
             sure = not one.low <= 0 <= one.high
-            ax.plot([one.low, one.high], [y, y], color=PALETTE[0] if sure else PALETTE[5], lw=3, solid_capstyle="butt")
+            ax.plot([one.low, one.high], [y, y], "|-", color=PALETTE[0 if sure else 5], lw=3, ms=14, mew=1.5)
             ax.plot(one.difference, y, "o" if sure else "D", color=INK, ms=5, mfc=INK if sure else "white")
         ax.set(title=metric, xlabel=xlabels[metric], yticks=range(len(rows)), yticklabels=list(rows))
         ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -160,6 +160,7 @@ def flicker(
         ax.set(
             title=metric, xlabel="frame or pair", ylim=(0, 1.25 * max(max(values) for values in found.values()) + 1e-9)
         )
+        ax.set_xlim(0.5, len(values) + 0.5)
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     ax.legend(loc="best")
     return figure

@@ -89,18 +89,19 @@ class MetricExplorer(_Pictured):
         self.table = ipw.HTML()
         controls = [ipw.HBox([self.photo, self.fault]), ipw.HBox([self.strength, self.ask])]
         super().__init__([*controls, self.picture, self.table])
-        self._offer()
         for control in (self.photo, self.strength):
             control.observe(self._update, "value")
         self.fault.observe(self._offer, "value")
+        self._offer()
         self.ask.on_click(self._ask)
 
     def _offer(self, _change: object = None) -> None:
         """The strengths of the fault that was chosen, the middle one first."""
         fault = FAULTS[self.fault.value]
-        with self.strength.hold_trait_notifications():
-            self.strength.options = [(f"{value:g} {fault.unit}", value) for value in fault.strengths]
-            self.strength.index = len(fault.strengths) // 2
+        self.strength.unobserve(self._update, "value")  # new options choose the first of them for a moment
+        self.strength.options = [(f"{value:g} {fault.unit}", value) for value in fault.strengths]
+        self.strength.index = len(fault.strengths) // 2
+        self.strength.observe(self._update, "value")
         self._update()
 
     def _update(self, _change: object = None) -> None:
@@ -267,5 +268,5 @@ def _beside(images: Sequence[np.ndarray]) -> np.ndarray:
 
 def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
