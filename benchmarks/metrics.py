@@ -104,22 +104,27 @@ def main() -> None:
         }
         for what, pair_ in found.items()
     ]
-    alone = {}
+    alone, absent = {}, {}
     for name, metric in metrics.registry().items():
-        if metric.clips or metric.takes == "clip" or metrics.score(pred, target, [name])[name].reason:
-            continue  # of clips, or its weights are not here
+        if metric.clips or metric.takes == "clip":
+            continue  # of clips: VMAF is above
         images = [image[:, :1] if metric.of == "matte" else image for image in (pred, target)]
+        if reason := metrics.score(*images, [name])[name].reason:
+            absent[name] = reason
+            continue
         alone[name] = 1 / medians({name: lambda m=metric, i=images: m(*i)}, max(1, options.n // 2))[name]
     common = {"unit": "frames/s (median, measured)", "n": options.n, "device": run.device_name}
     common |= {"threads": threads, "size": f"{options.width}x{options.height}"}
     if options.json:
-        print(json.dumps({**rows[0], "rows": rows, "frames_per_s": alone} | common))
+        print(json.dumps({**rows[0], "rows": rows, "frames_per_s": alone, "not_measured": absent} | common))
         return
     print(f"{run.device_name}, {common['size']}, median of {options.n}, {threads} threads")
     for row in rows:
         print(f"  {row['name']:22} {row['ours']:7.2f} frames/s, {row['ratio']:.2f} x {row['peer_name']}")
     for name, rate in sorted(alone.items(), key=lambda item: -item[1]):
         print(f"  {name:26} {rate:8.2f} frames/s")
+    for name, reason in absent.items():
+        print(f"  {name:26} not measured: {reason}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from .errors import FrameError, I2IError, IntegrityError, UnavailableError
 
+_PLOTS = (".png", ".jpg", ".pdf", ".svg")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
@@ -382,13 +384,20 @@ def _quantise(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .comparison import compare
+    from .comparison import MATTES, PICTURES, compare
     from .runtime import atomic_path
 
+    names = options.metrics.split(",") if options.metrics else MATTES if options.mattes else PICTURES
+    if options.worst_by and options.worst_by not in names:
+        raise I2IError("--worst-by", expected="one of " + ", ".join(names), got=repr(options.worst_by))
+    if options.csv and options.csv.is_dir():
+        raise I2IError(str(options.csv), expected="a file to write", got="a folder")
+    if options.plot and options.plot.suffix.lower() not in _PLOTS:
+        raise I2IError(str(options.plot), expected="a name ending in " + ", ".join(_PLOTS), got=options.plot.suffix)
     found = compare(
         options.reference,
         *options.distorted,
-        metrics=options.metrics and options.metrics.split(","),
+        metrics=names,
         mattes=options.mattes,
         check=not options.as_is,
         layer=options.layer,
@@ -396,6 +405,7 @@ def _compare(options: argparse.Namespace) -> int:
         keep=options.keep,
         progress=not options.json,
     )
+    _say(options, found.describe(), found.text())
     if options.csv:
         with atomic_path(options.csv) as temporary:
             found.frames().to_csv(temporary, index=False)
@@ -406,7 +416,6 @@ def _compare(options: argparse.Namespace) -> int:
         style()
         figure = comparison({c.name: c.per_frame() for c in found.candidates}, found.worst_frame(options.worst_by))
         save(figure, options.plot)
-    _say(options, found.describe(), found.text())
     return 1 if any(candidate.failed for candidate in found.candidates) else 0
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from i2ilib import I2IError, UnavailableError, metrics
+from i2ilib import I2IError, UnavailableError, metrics, runtime
 from i2ilib.metrics import Metric, catalogue
 
 EXAMPLE = Metric(
@@ -62,7 +62,8 @@ def test_registering(empty):
         metrics.metric("psnr")
 
 
-def test_what_a_score_tells(empty):
+def test_what_a_score_tells(empty, tmp_path, monkeypatch):
+    monkeypatch.setattr(runtime, "CACHE", tmp_path)
     metrics.register(EXAMPLE)
 
     def absent(pred, target, reduction):
@@ -76,10 +77,15 @@ def test_what_a_score_tells(empty):
     assert found["example"].describe()["about"] == {"depth": "8 bits"} and found["example"].describe()["n"] == 2
     assert str(found["absent"]) == "not available: weights. Fetch them."
     assert "161 pixels or more, these images have 5×4" in str(found["large"])
-    needy = dataclasses.replace(EXAMPLE, name="needy", function=absent, needs=("a.pth", "b.pth"))
+    needy = dataclasses.replace(EXAMPLE, name="needy", function=absent, needs=("brisque_allmodel", "brisque_allrange"))
     metrics.register(needy)
-    expected = "not available: its weights are not here; i2i fetch a.pth b.pth"
+    expected = "not available: its weights are not here; i2i fetch brisque_allmodel brisque_allrange"
     assert str(metrics.score(pred, pred, ["needy"])["needy"]) == expected
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/brisque_allmodel").write_text("something else")
+    (tmp_path / "downloads/brisque_allrange").write_text("something else")
+    damaged = metrics.score(pred, pred, ["needy"])["needy"].reason
+    assert damaged == "its weights have another checksum; i2i fetch brisque_allmodel brisque_allrange"
     assert found["absent"].describe()["mean"] is None and math.isnan(found["absent"].mean)
     for score in found.values():
         json.dumps(score.describe(), allow_nan=False)

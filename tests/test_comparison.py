@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from i2ilib import FrameError, I2IError, comparison, metrics
+from i2ilib import FrameError, I2IError, UnavailableError, comparison, metrics
 from i2ilib.cli import main
 from i2ilib.comparison import compare
 from i2ilib.comparison.thesis import thesis_tables
@@ -96,14 +97,22 @@ def test_mattes(capsys):
     assert scores["sad"]["mean"] == pytest.approx(1.706784313725, abs=1e-6)
 
 
-def test_metrics_of_clips_need_neighbours(clips):
-    found = compare(*clips[:2], metrics=["psnr", "dtssd"], check=False, progress=False).candidates[0]
-    pred, target = (torch.tensor(np.stack(f)).permute(0, 3, 1, 2) / 255 for f in (frames(noise=4), frames()))
+@pytest.fixture
+def mattes(tmp_path):
+    """Four true mattes and four others, grey."""
+    grey = [[frame[..., 0] for frame in clip] for clip in (frames(), frames(noise=4))]
+    return [folder(tmp_path / name, pictures) for name, pictures in zip(("true", "made"), grey, strict=True)]
+
+
+def test_metrics_of_clips_need_neighbours(mattes):
+    found = compare(*mattes, mattes=True, metrics=["mse", "dtssd"], check=False, progress=False).candidates[0]
+    pred, target = (torch.tensor(np.stack(f))[..., 0][:, None] / 255 for f in (frames(noise=4), frames()))
     expected = metrics.dtssd(pred, target, reduction="none")
-    assert found.scores["dtssd"].values == pytest.approx(expected.tolist(), rel=1e-5)
+    assert found.scores["dtssd"].values[1:] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert math.isnan(found.scores["dtssd"].values[0]) and len(found.scores["dtssd"].scored) == 3
     table = found.per_frame()
     assert math.isnan(table["dtssd"].iloc[0]) and not table["dtssd"].iloc[1:].isna().any()
-    assert found.scores["psnr"].about["alignment"] == "not checked"
+    assert found.scores["mse"].about["alignment"] == "not checked"
 
 
 def test_files(clips, tmp_path, capsys):
@@ -218,14 +227,19 @@ def test_sizes_and_crops(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("broken", [0, 2, 3])
-def test_a_frame_that_cannot_be_read(clips, capsys, broken):
-    (clips[1] / f"00{broken}.png").write_bytes(b"\x89PNG and no more")
-    code, told, _ = run(*clips[:2], "--metrics", "psnr,dtssd,vmaf_v0.6.1", capsys=capsys)
+def test_a_frame_that_cannot_be_read(clips, mattes, capsys, broken):
+    for path in (clips[1], mattes[1]):
+        (path / f"00{broken}.png").write_bytes(b"\x89PNG and no more")
+    code, told, _ = run(*clips[:2], "--metrics", "psnr,vmaf_v0.6.1", capsys=capsys)
     (candidate,) = told["candidates"]
     assert code == 1 and candidate["n"] == 3 and list(candidate["failed"]) == [f"00{broken}"]
-    assert "00" + str(broken) + ".png" in candidate["failed"][f"00{broken}"]
+    assert f"00{broken}.png" in candidate["failed"][f"00{broken}"]
     assert "needs the whole clip" in candidate["scores"]["vmaf_v0.6.1"]["not_available"]
-    assert candidate["scores"]["dtssd"]["n"] == (1 if broken == 2 else 2)  # not across the gap
+    found = compare(*mattes, mattes=True, metrics=["dtssd"], progress=False).candidates[0]
+    assert len(found.scores["dtssd"].scored) == (1 if broken == 2 else 2)  # not across the gap
+    table = found.per_frame()["dtssd"]
+    first_of_a_run = {0: ["001"], 2: ["000", "003"], 3: ["000"]}[broken]
+    assert [frame for frame in table.index if math.isnan(table[frame])] == first_of_a_run
 
 
 def test_nothing_that_can_be_read(clips, capsys):
@@ -261,10 +275,12 @@ def test_other_bad_input(clips, tmp_path, capsys):
         ((clips[0], tmp_path / "none"), "none"),
         ((clips[0], short), "expected 4 frames, as the reference has, got 3"),
         ((*clips, "--metrics", "psnr,best"), "metric: expected one of"),
-        (
-            (*clips, "--metrics", "psnr", "--plot", tmp_path / "p.png", "--worst-by", "ssim"),
-            "one with scores, got 'ssim'",
-        ),
+        ((*clips, "--metrics", "psnr", "--worst-by", "ssim"), "--worst-by: expected one of psnr, got 'ssim'"),
+        ((*clips, "--metrics", "psnr", "--csv", tmp_path), "expected a file to write, got a folder"),
+        ((*clips, "--metrics", "psnr", "--plot", tmp_path / "p.xyz"), "expected a name ending in .png"),
+        ((*clips, "--metrics", "psnr", "--device", "gpu"), "device: expected one that PyTorch has here"),
+        ((*clips, "--metrics", "psnr,sad"), "sad: expected mattes, got pictures in colour"),
+        ((*clips, "--mattes", "--metrics", "mse,vmaf_v0.6.1"), "vmaf_v0.6.1: expected pictures in colour, got mattes"),
     ):
         code, told, err = run(*arguments, capsys=capsys)
         assert code == 2 and told is None and message in err, arguments
@@ -294,20 +310,26 @@ def test_a_video_against_pictures_and_vmaf(tmp_path):
 
 def test_memory_does_not_grow_with_the_clip(tmp_path):
     """Frames are read one by one: the pictures alive at once do not depend on how many there are."""
+
+    def pictures():
+        return sum(type(one) is torch.Tensor and one.numel() > 9e4 for one in gc.get_objects())
+
     most = {}
     for count in (4, 16):
         alive = []
 
         def census(pred, target, reduction, alive=alive):
-            alive.append(sum(type(o) is torch.Tensor and o.numel() > 9e4 for o in gc.get_objects()))
+            alive.append(pictures())
             return torch.zeros(1)
 
         metric = metrics.Metric("alive", "Alive", "pictures", True, (0, 1), "here", census)
         paths = [folder(tmp_path / f"{kind}{count}", frames(count)) for kind in "rd"]
         clips = map(comparison.open_clip, paths)
+        gc.collect()
+        before = pictures()  # of other tests
         comparison._scored("x", paths[1], *clips, [metric], False, torch.device("cpu"), False)
-        most[count] = max(alive[1:])
-    assert most[4] == most[16] <= 8
+        most[count] = max(alive[1:]) - before
+    assert most[16] <= most[4] <= 8
 
 
 # --- the thesis's tables -------------------------------------------------------------------------------
@@ -327,7 +349,10 @@ def test_the_thesis_tables_hold_ours_and_theirs(tmp_path):
     assert tables["vmaf"].loc["ours", "VMAF (mean) ↑"] == f"{result.mean:.2f}"
     assert tables["vmaf"].loc["ours", "VMAF (harmonic mean) ↑"] == f"{result.harmonic_mean:.2f}"
     assert all(table.attrs["n"] == 3 and table.attrs["label"] == "a test" for table in tables.values())
-    missing = tables["perceptual"].loc["ours", "LPIPS ↓"]
+    assert tables["perceptual"].loc["UNet", "LPIPS-Comp ↓"] == "0.2897 ± 0.0138"
+    assert tables["perceptual"].loc["UNet", "LPIPS (alex) ↓"] == "not in the thesis"
+    assert "not available" in tables["perceptual"].loc["ours", "LPIPS-Comp ↓"]
+    missing = tables["perceptual"].loc["ours", "LPIPS (alex) ↓"]
     assert "i2i fetch" in missing or "±" in missing  # with the weights here, a number
     on_disk = thesis_tables(folder(tmp_path / "r", clean), {"ours": folder(tmp_path / "d", noisy)})
     assert on_disk["traditional"].loc["ours"].tolist() == traditional.loc["ours"].tolist()
@@ -340,3 +365,94 @@ def test_harmonic_means():
     for bad in ([], [5, -1]):
         with pytest.raises(I2IError, match="above -1"):
             metrics.harmonic_mean(bad)
+
+
+# --- what a stranger's second reading found ---------------------------------------------------------------
+
+
+def test_one_equal_frame_is_left_out_and_told(clips, capsys):
+    Image.fromarray(frames()[1]).save(clips[1] / "001.png")  # the reference's own
+    found = compare(*clips, metrics=["psnr"], progress=False)
+    score = found.candidates[0].scores["psnr"]
+    assert score.equal == 1 and len(score.scored) == 3 and math.isfinite(score.mean)
+    assert str(score).endswith("(1 equal left out)") and found.differences()["poor"]["psnr"].n == 3
+    assert score.describe()["equal"] == 1
+
+
+def test_names_and_kinds_are_settled_first(clips):
+    found = compare(*clips, metrics=["psnr", " psnr ", "mse"], progress=False)
+    assert list(found.candidates[0].scores) == ["psnr", "mse"]
+    assert len(set(comparison._names([Path("a/b_c"), Path("a_b/c"), Path("q/c")]))) == 3
+
+
+def test_a_later_frame_of_another_size_costs_itself(clips):
+    Image.fromarray(frames()[2][:, :150]).save(clips[1] / "002.png")
+    found = compare(*clips[:2], metrics=["psnr", "mse"], progress=False).candidates[0]
+    assert list(found.failed) == ["002"] and "expected 200×160 pixels" in found.failed["002"]
+
+
+def test_mattes_of_several_sizes(tmp_path):
+    sides = ((60, 80), (40, 50), (40, 50))
+    truth = [np.pad(np.full((h - 20, w - 20), 255, np.uint8), 10) for h, w in sides]
+    a, b = folder(tmp_path / "a", truth), folder(tmp_path / "b", [picture // 2 for picture in truth])
+    found = compare(a, b, mattes=True, progress=False).candidates[0]
+    assert not found.failed and len(found.scores["dtssd"].scored) == 1 and len(found.scores["iou"].scored) == 3
+
+
+def test_a_frame_that_one_metric_cannot_take(clips):
+    Image.fromarray(np.zeros_like(frames()[0])).save(clips[1] / "001.png")
+
+    def picky(pred, target, reduction):
+        if not pred.any():
+            raise I2IError("image", expected="a photograph", got="one value everywhere")
+        return torch.ones(1)
+
+    one = metrics.Metric("picky", "Picky", "says no to black", True, (0, 1), "here", picky)
+    found = comparison._scored(
+        "x", clips[1], *map(comparison.open_clip, clips[:2]), [one], False, torch.device("cpu"), False
+    )
+    assert len(found.scores["picky"].scored) == 3 and "Picky leaves frames out" in found.notes[0]
+
+
+def test_weights_that_arrive_are_used(clips, tmp_path, monkeypatch):
+    weights, options = [], {"keep": tmp_path / "kept", "progress": False, "metrics": ["needy"]}
+
+    def needy(pred, target, reduction):
+        if not weights:
+            raise UnavailableError("a.pth", expected="a file in the cache", got="none")
+        return torch.ones(1)
+
+    one = metrics.Metric("needy", "Needy", "needs a file", True, (0, 1), "here", needy)
+    monkeypatch.setattr(comparison, "metric", lambda name: one)
+    assert compare(*clips[:2], **options).candidates[0].scores["needy"].reason
+    weights.append(1)
+    assert not compare(*clips[:2], **options).candidates[0].scores["needy"].reason
+
+
+def test_a_shift_is_told_whatever_the_format(tmp_path):
+    wide = torch.from_numpy(data.astronaut()[60:220, 100:400].copy()).permute(2, 0, 1)[None].float() / 255
+    linear = torch.where(wide <= 0.04045, wide / 12.92, ((wide + 0.055) / 1.055) ** 2.4)
+    for folder_, image, start in (("a", wide, 50), ("b", linear, 47)):
+        (tmp_path / folder_).mkdir()
+        black = torch.zeros(1, 3, 160, 200)
+        for i, picture in enumerate((black, image[..., start : start + 200])):
+            write_image(tmp_path / folder_ / f"{i}{'.exr' if folder_ == 'b' else '.png'}", picture)
+    assert "3.0 px to the right" in notes(tmp_path / "a", tmp_path / "b")
+
+
+def test_long_clips_are_compared_in_blocks(tmp_path):
+    pictures = [frame[:40, :40] for frame in frames(24)]
+    paths = [folder(tmp_path / n, [p + np.uint8(k) for p in pictures]) for n, k in (("r", 0), ("a", 3), ("b", 6))]
+    found = compare(*paths, metrics=["mse"], check=False, progress=False)
+    assert found.block == 4 and "blocks of 4 frames" in found.text() and "blocks" in found.describe()["interval"]
+    scores = [c.scores["mse"].values for c in found.candidates]
+    assert found.differences()["b"]["mse"] == metrics.paired(scores[1], scores[0], block=4)
+
+
+def test_a_cut_out_is_compared_by_its_alpha(tmp_path):
+    """A coloured picture with alpha, as the pipeline writes it; also where the figure fills the frame."""
+    rgb = torch.from_numpy(PHOTO.copy()).permute(2, 0, 1)[None].float() / 255
+    for name, alpha in (("a", 1.0), ("b", 0.5)):
+        write_image(tmp_path / f"{name}.png", torch.cat([rgb, torch.full_like(rgb[:, :1], alpha)], 1))
+    found = compare(tmp_path / "a.png", tmp_path / "b.png", mattes=True, metrics=["mad"], progress=False)
+    assert found.candidates[0].scores["mad"].mean == pytest.approx(0.5, abs=1e-4)

@@ -22,12 +22,13 @@ from ..errors import I2IError, IntegrityError, UnavailableError
 from ..frames import Clip, open_clip
 from ..metrics import Metric, Paired, Score, metric, paired
 from ..metrics.catalogue import too_small, why_not
-from ..runtime import write_json
-from .pairs import Pair, check_clips, check_sizes, misalignments, read_pairs
+from ..runtime import versions, write_json
+from .pairs import Pair, SizesDiffer, check_clips, cut_out, misalignments, read_pairs
 
 __all__ = ["MATTES", "PICTURES", "Candidate", "Comparison", "compare"]
 
 PICTURES = ("psnr", "ssim", "ms_ssim", "lpips_alex", "vmaf_v0.6.1", "vmaf_v0.6.1neg")
+_VERSIONS = ("i2ilib", "torch", "numpy", "scipy", "scikit-image", "lpips", "flip-evaluator", "imageio-ffmpeg")
 MATTES = ("iou", "mse_255", "mad", "sad", "gradient_error", "connectivity_error", "dtssd")
 
 
@@ -53,7 +54,8 @@ class Candidate:
 
     def per_frame(self) -> pd.DataFrame:
         """One row a scored frame, one column a metric; NaN where a metric has no value for a frame."""
-        rows = {name: self._aligned(score) for name, score in self.scores.items()}
+        none = (math.nan,) * len(self.frames)
+        rows = {name: score.values or none for name, score in self.scores.items()}
         return pd.DataFrame(rows, index=pd.Index(self.frames, name="frame"), dtype=float)
 
     def worst(self, name: str) -> int:
@@ -65,8 +67,7 @@ class Candidate:
         if name not in self.scores or not self.scores[name].values:
             raise I2IError("metric", expected="one with scores", got=repr(name))
         values = self.per_frame()[name]
-        place = values.argmin() if self.scores[name].metric.higher_is_better else values.argmax()
-        return int(place)
+        return int(np.nanargmin(values) if self.scores[name].metric.higher_is_better else np.nanargmax(values))
 
     def describe(self) -> dict:
         """For JSON."""
@@ -81,9 +82,6 @@ class Candidate:
             "failed": self.failed,
             "notes": list(self.notes),
         }
-
-    def _aligned(self, score: Score) -> list[float]:
-        return [math.nan] * (len(self.frames) - len(score.values)) + list(score.values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +104,31 @@ class Comparison:
     def differences(self, *, confidence: float = 0.95) -> dict[str, dict[str, Paired]]:
         """Every further candidate against the first, frame by frame: by candidate and metric.
 
-        The interval is Student's over the frames that both have; neighbouring frames depend on each other, which makes
-        it too narrow for a claim about other clips.
+        The interval is a bootstrap's over :attr:`block` neighbouring frames at a time, which depend on each other;
+        Student's where there are too few frames for that. It is about other frames of this clip, not about other clips.
+        Frames that a metric has no finite score of are left out.
         """
         first, *others = self.candidates
         found: dict[str, dict[str, Paired]] = {}
         for other in others:
             theirs, ours = first.per_frame(), other.per_frame()
             for name in other.scores:
-                pairs = pd.concat([ours[name], theirs[name]], axis=1, join="inner").dropna().to_numpy()
-                if len(pairs) > 1 and np.isfinite(pairs).all():
-                    found.setdefault(other.name, {})[name] = paired(*pairs.T, confidence=confidence)
+                pairs = pd.concat([ours[name], theirs[name]], axis=1, join="inner").to_numpy()
+                pairs = pairs[np.isfinite(pairs).all(1)]
+                if len(pairs) > 1:
+                    block = self.block if self.block and 2 * self.block <= len(pairs) else None
+                    found.setdefault(other.name, {})[name] = paired(*pairs.T, confidence=confidence, block=block)
         return found
+
+    @property
+    def block(self) -> int | None:
+        """Neighbouring frames that are drawn together: a sixth of the clip; None below two dozen frames."""
+        frames = len(self.candidates[0].frames)
+        return frames // 6 if frames >= 24 else None
+
+    @property
+    def _rule(self) -> str:
+        return f"bootstrap of blocks of {self.block} frames" if self.block else "Student"
 
     def describe(self) -> dict:
         """For JSON: candidates with their scores, and every candidate's differences to the first."""
@@ -126,6 +137,7 @@ class Comparison:
             "reference": self.reference,
             "device": self.device,
             "candidates": [candidate.describe() for candidate in self.candidates],
+            "interval": self._rule,
             "differences": {
                 f"{name} less {first}": {key: value._asdict() for key, value in by_metric.items()}
                 for name, by_metric in self.differences().items()
@@ -138,11 +150,18 @@ class Comparison:
             c.name: {s.metric.heading: "-" if s.reason else str(s) for s in c.scores.values()} for c in self.candidates
         }
         lines = [pd.DataFrame(scores).to_string(), ""]
-        reasons = {s.metric.label: s.reason for c in self.candidates for s in c.scores.values() if s.reason}
-        lines += [f"{label}: not available: {reason}" for label, reason in reasons.items()]
+        reasons: dict[str, list[str]] = {}
+        for candidate in self.candidates:
+            for score in candidate.scores.values():
+                if score.reason:
+                    reasons.setdefault(f"{score.metric.label}: not available: {score.reason}", []).append(
+                        candidate.name
+                    )
+        everyone = len(self.candidates)
+        lines += [text if len(of) == everyone else f"{', '.join(of)}: {text}" for text, of in reasons.items()]
         first = self.candidates[0].name
         for name, by_metric in self.differences().items():
-            lines.append(f"{name} less {first}, frame by frame, 95 % interval:")
+            lines.append(f"{name} less {first}, frame by frame, 95 % interval ({self._rule}; of this clip only):")
             lines += [f"  {metric(key).heading:24} {value}, n = {value.n}" for key, value in by_metric.items()]
         for candidate in self.candidates:
             lines += [f"{candidate.name}: {note}" for note in candidate.notes]
@@ -210,7 +229,11 @@ def compare(
     """
     if not distorted:
         raise I2IError("distorted", expected="at least one clip", got="none")
-    chosen = [metric(name) for name in (metrics or (MATTES if mattes else PICTURES))]
+    names = dict.fromkeys(name.strip() for name in (metrics or (MATTES if mattes else PICTURES)))
+    chosen = [metric(name) for name in names]
+    for one in chosen:
+        _check_kind(one, mattes)
+    device = _device(device)
     clips = [open_clip(path, layer=layer, mattes=mattes) for path in (reference, *distorted)]
     for path, clip in zip(distorted, clips[1:], strict=True):
         check_clips(clip, clips[0], str(path))
@@ -218,10 +241,11 @@ def compare(
     candidates = []
     for name, path, clip in zip(names, distorted, clips[1:], strict=True):
         settings = {"metrics": [one.describe() for one in chosen], "mattes": mattes, "check": check, "layer": layer}
+        settings |= {"device": str(device), "versions": versions(*_VERSIONS)}
         kept = None if keep is None else Kept(Path(keep) / f"{name}.json", settings, (clips[0], clip))
         found = kept.read() if kept else None
         if found is None:
-            found = _scored(name, path, clips[0], clip, chosen, check, torch.device(device), progress)
+            found = _scored(name, path, clips[0], clip, chosen, check, device, progress)
             if kept:
                 kept.write(found)
         candidates.append(found)
@@ -249,16 +273,17 @@ def _scored(
     scored, failed, last = [], {}, None
     bar = tqdm(read_pairs(clip, reference), total=len(clip), desc=name, unit="frame", disable=not progress)
     for frame, pair in bar:
+        if isinstance(pair, SizesDiffer) and not scored:  # all of them, most likely
+            raise SizesDiffer(f"{pair}. {cut_out(clip, reference, frame)}")
         if not isinstance(pair, Pair):
             failed[frame], last = str(pair), None
             continue
-        if not scored:
-            check_sizes(pair, name)
         about |= pair.about
-        notes += [note for note in pair.notes if note not in notes]
         images = (pair.pred.to(device), pair.target.to(device))
-        for one in by_frame:
-            _add(one, images, last, values[one.name], reasons)
+        if last is not None and last[0].shape != images[0].shape:
+            last = None
+        told = [_add(one, images, last, values[one.name], reasons) for one in by_frame]
+        notes += [note for note in (*pair.notes, *filter(None, told)) if note not in notes]
         scored.append(frame)
         last = images
     scores = {}
@@ -274,26 +299,35 @@ def _scored(
     return Candidate(name, str(path), tuple(scored), scores, failed, tuple(notes))
 
 
-def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]) -> None:
-    """The score of one more frame, or the reason why there is none."""
+def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]) -> str:
+    """The score of one more frame, NaN where there is none; or the reason why there are none at all.
+
+    Returns:
+        What to note of a frame that this metric cannot take.
+    """
     if one.name in reasons:
-        return
+        return ""
     if reason := too_small(one, images[0]):
         reasons[one.name] = reason
-        return
+        return ""
     if one.takes == "clip":
         if last is None:
-            return
+            values.append(math.nan)
+            return ""
         images = [torch.cat(pair) for pair in zip(last, images, strict=True)]
     try:
         values += one(*images).tolist()
     except (UnavailableError, IntegrityError) as error:
         reasons[one.name] = why_not(one, error)
+    except I2IError as error:
+        values.append(math.nan)
+        return f"{one.label} leaves frames out: {error}"
+    return ""
 
 
 def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dict) -> Score:
     if failed:
-        return Score(one, (), about, f"{len(failed)} frames cannot be read, and this metric needs the whole clip")
+        return Score(one, (), about, f"needs the whole clip, and {len(failed)} of its frames cannot be read")
     try:
         values, more = one.clips(clip, reference)
     except I2IError as error:  # absent, or this metric cannot take these clips: others can
@@ -301,13 +335,30 @@ def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dic
     return Score(one, tuple(values), about | more)
 
 
+def _check_kind(one: Metric, mattes: bool) -> None:
+    if one.of not in ("any", "matte" if mattes else "picture"):
+        kinds = ("pictures in colour", "mattes") if mattes else ("mattes", "pictures in colour")
+        remedy = "Leave it out." if mattes else "Say that the clips are mattes: mattes=True, --mattes."
+        raise I2IError(one.name, expected=kinds[0], got=kinds[1], remedy=remedy)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        got = f"{device!s}: {str(error).splitlines()[0]}"
+        raise I2IError("device", expected="one that PyTorch has here, cpu or cuda", got=got) from None
+    return found
+
+
 def _names(paths: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as few as tell them apart."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [path.absolute().parts for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
+        names = ["_".join(part[-length:]).replace(os.sep, "") for part in parts]
         if len(set(names)) == len(names):
-            return [name.replace("/", "_") for name in names]
+            return names
     return [f"{path.name} {place + 1}" for place, path in enumerate(paths)]  # the same clip twice
 
 
@@ -319,17 +370,19 @@ class Kept:
         self.about = json.loads(json.dumps(settings | {"sources": [*map(_state, clips)]}, default=str))
 
     def read(self) -> Candidate | None:
-        """None where nothing is kept, or of other files or metrics."""
+        """None where nothing is kept, or of other files or metrics, or a metric may be available by now."""
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if data.get("about") != self.about:
+        if not isinstance(data, dict) or data.get("about") != self.about:
             return None
         scores = {
-            name: Score(metric(name), tuple(_number(v) for v in one["values"]), one["about"], one["reason"])
+            name: Score(metric(name), tuple(map(float, one["values"])), one["about"], one["reason"])
             for name, one in data["scores"].items()
         }
+        if any(map(_may_be_had, scores.values())):
+            return None
         return Candidate(
             data["name"], data["path"], tuple(data["frames"]), scores, data["failed"], tuple(data["notes"])
         )
@@ -344,15 +397,18 @@ class Kept:
         write_json(self.path, {"about": self.about, **rest, "scores": scores})
 
 
+def _may_be_had(score: Score) -> bool:
+    """Whether a metric that was not available might be by now: not for want of the same files, nor by the clip."""
+    if not score.reason or score.reason.startswith("needs "):
+        return False
+    return score.reason != why_not(score.metric, I2IError(""))
+
+
 def _state(clip: Clip) -> list[list]:
     """Of each file of a clip: name, size and time."""
     files = clip.files or (clip.path,)
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
+    return [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.exists()]
 
 
 def _text(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)  # JSON has no infinity: equal pictures have a PSNR of it
-
-
-def _number(value: float | str) -> float:
-    return float(value)

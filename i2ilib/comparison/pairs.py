@@ -67,41 +67,41 @@ def read_pairs(
             yield name, problem
 
 
-def check_sizes(pair: Pair, name: str) -> None:
-    """Refuse pictures of different sizes, and say if one is cut out of the other.
+class SizesDiffer(FrameError):
+    """Two pictures of different sizes."""
 
-    Raises:
-        I2IError: Naming both sizes.
+
+def cut_out(clip: Clip, reference: Clip, name: str) -> str:
+    """What to do about two frames of different sizes: whether one is cut out of the other, and where.
+
+    Args:
+        clip: The candidate.
+        reference: As long.
+        name: Of the frame, as the reference has it.
     """
-    sizes = [tuple(image.shape[-2:]) for image in (pair.pred, pair.target)]
-    if sizes[0] == sizes[1]:
-        return
-    place = found_crop(pair.pred, pair.target)
-    remedy = "Scale one of them first; scores depend on how."
-    if place is not None:
-        remedy = f"The smaller is cut out of the larger, from row {place[0]}, column {place[1]}: crop the larger."
-    texts = ["{1}×{0}".format(*size) for size in sizes]
-    raise I2IError(name, expected=f"{texts[1]} pixels, as the reference has", got=texts[0], remedy=remedy)
+    place = reference.names.index(name)
+    both = [next(one.read({one.names[place]}))[1] for one in (clip, reference)]
+    found = found_crop(*(_image(frame, reference.mattes) for frame in both))
+    if found is None:
+        return "Scale one of them first; scores depend on how."
+    return f"The smaller is cut out of the larger, from row {found[0]}, column {found[1]}: crop the larger."
 
 
 def misalignments(clip: Clip, reference: Clip) -> list[str]:
     """What speaks against comparing these clips as they are: a shift, a delay, other times; one sentence each."""
-    found = []
-    preds, targets = [], []
-    both = [one.read(set(one.names[:_LOOKED_AT])) for one in (reference, clip)]
-    for (_, target), (_, pred) in zip(*both, strict=True):
-        if isinstance(target, Frame) and isinstance(pred, Frame) and target.rgb.shape == pred.rgb.shape:
-            preds.append(_small(pred))
-            targets.append(_small(target))
-            if len(preds) == 1:
-                first = pred.rgb.nan_to_num(), target.rgb.nan_to_num()
-    if not preds:
-        return found
-    if delay := found_delay(preds, targets):
-        found.append(f"it seems to come {abs(delay)} frame(s) {'later' if delay > 0 else 'earlier'} than the reference")
-    elif shift := found_shift(*first):
-        words = [f"{abs(by):.1f} px {way[by > 0]}" for by, way in zip(shift, _WAYS, strict=True) if by]
-        found.append(f"it seems shifted against the reference, {' and '.join(words)}")
+    found, preds, targets, clearest = [], [], [], (0.0, None)
+    for _, pair in read_pairs(clip, reference, range(min(_LOOKED_AT, len(reference)))):
+        if isinstance(pair, Pair):
+            preds.append(_small(pair.pred))
+            targets.append(_small(pair.target))
+            clearest = max(clearest, (float(targets[-1].std()), pair), key=lambda one: one[0])
+    if clearest[1] is not None:
+        if delay := found_delay(preds, targets):
+            when = "later" if delay > 0 else "earlier"
+            found.append(f"it seems to come {abs(delay)} frame(s) {when} than the reference")
+        elif shift := found_shift(clearest[1].pred, clearest[1].target):
+            words = [f"{abs(by):.1f} px {way[by > 0]}" for by, way in zip(shift, _WAYS, strict=True) if by]
+            found.append(f"it seems shifted against the reference, {' and '.join(words)}")
     times = [one.times for one in (clip, reference)]
     if all(times) and clip.fps and reference.fps:
         apart = max(abs(a - b) for a, b in zip(*times, strict=True))
@@ -112,27 +112,32 @@ def misalignments(clip: Clip, reference: Clip) -> list[str]:
     return found
 
 
-def _small(frame: Frame) -> torch.Tensor:
-    """Enough of a frame to recognise it by."""
-    grey = frame.rgb.nan_to_num(posinf=1, neginf=0).clamp(0, 1).mean(1, keepdim=True)
-    return torch.nn.functional.adaptive_avg_pool2d(grey, 32)
+def _small(image: torch.Tensor) -> torch.Tensor:
+    """Enough of a picture to recognise it by."""
+    return torch.nn.functional.adaptive_avg_pool2d(image.mean(1, keepdim=True), 32)
+
+
+def _image(frame: Frame, mattes: bool) -> torch.Tensor:
+    return coverage(frame) if mattes else srgb_codes(frame)
 
 
 def _pair(pred: Frame, target: Frame, mattes: bool) -> Pair:
     frames = {"candidate": pred, "reference": target}
+    images = [_image(frame, mattes) for frame in frames.values()]
+    sizes = ["{1}×{0}".format(*image.shape[-2:]) for image in images]
+    if sizes[0] != sizes[1]:
+        raise SizesDiffer(pred.source, expected=f"{sizes[1]} pixels, as the reference has", got=sizes[0])
     depths = [frame.depth or "depth not known" for frame in frames.values()]
     about = {"depth": depths[0] if depths[0] == depths[1] else f"{depths[0]}, against {depths[1]}", "resize": "none"}
     notes = [f"{which}: {note}" for which, frame in frames.items() for note in frame.notes]
     if mattes:
-        about["values"] = "coverage"
-        return Pair(coverage(pred), coverage(target), about, tuple(notes))
-    states = {which: frame.colour for which, frame in frames.items()}
+        return Pair(*images, about | {"values": "coverage"}, tuple(notes))
     about["values"] = "sRGB codes"
     for which, frame in frames.items():
-        if states[which] == "linear":
+        if frame.colour == "linear":
             about["values"] = f"sRGB codes; {which} converted from linear light"
-            if frame.rgb.nan_to_num().max() > 1:
-                notes.append(f"{which}: what is brighter than white is compared as white")
+        if frame.rgb.max() > 1:
+            notes.append(f"{which}: what is brighter than white is compared as white")
         if frame.alpha is not None and not bool((frame.alpha == 1).all()):
             notes.append(f"{which}: its alpha is not compared")
-    return Pair(srgb_codes(pred), srgb_codes(target), about, tuple(notes))
+    return Pair(*images, about, tuple(notes))

@@ -13,7 +13,12 @@ from ..errors import I2IError
 from ..metrics import Score, harmonic_mean, score
 from . import compare
 
-PERCEPTUAL = {"LPIPS ↓": ("lpips_alex", "lpips"), "DISTS ↓": ("dists", "dists"), "BRISQUE ↓": ("brisque", "brisque")}
+PERCEPTUAL = {  # by column: our metric, and the thesis's
+    "LPIPS-Comp ↓": ("lpips_comp", "lpips"),
+    "LPIPS (alex) ↓": ("lpips_alex", None),
+    "DISTS ↓": ("dists", "dists"),
+    "BRISQUE ↓": ("brisque", "brisque"),
+}
 TRADITIONAL = {"SSIM ↑": ("ssim", "ssim"), "MS-SSIM ↑": ("ms_ssim", "ms_ssim"), "PSNR ↑": ("psnr", "psnr_db")}
 VMAF = "vmaf_v0.6.1"
 Clips = torch.Tensor | str | os.PathLike
@@ -24,9 +29,9 @@ def thesis_tables(
 ) -> dict[str, pd.DataFrame]:
     """Perceptual metrics, traditional metrics and VMAF of named candidates, in the thesis's layout.
 
-    The thesis does not say which network its LPIPS uses, nor which of VMAF's models; here they are AlexNet's and
-    v0.6.1. Its numbers are of 60 frames of its own, of 96×96 pixels enlarged four times, so its rows are to be read for
-    their differences, not for their level.
+    The thesis's LPIPS is LPIPS-Comp, whose weights are not public, so LPIPS has a column of its own beside it. Which
+    SSIM and which model of VMAF it used, it does not say; here they are :func:`~i2ilib.metrics.ssim` and v0.6.1. Its
+    frames are its own (60 of them; 120 seconds of video for VMAF): read its rows for differences, not for their level.
 
     Args:
         reference: Frames (N, 3, H, W), sRGB codes in [0, 1], or a clip on disk.
@@ -71,7 +76,10 @@ def thesis_tables(
 def _means(scores: Mapping[str, Mapping[str, Score]], columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
     ours = {name: {head: str(found[ours]) for head, (ours, _) in columns.items()} for name, found in scores.items()}
     theirs = {
-        name: {head: f"{row[key]:.4f} ± {row[f'{key}_sd']:.4f}" for head, (_, key) in columns.items()}
+        name: {
+            head: f"{row[key]:.4f} ± {row[f'{key}_sd']:.4f}" if key else "not in the thesis"
+            for head, (_, key) in columns.items()
+        }
         for name, row in published.table("thesis_quality").iterrows()
     }
     return _beside(ours, theirs)

@@ -20,14 +20,16 @@ def srgb_codes(frame: Frame) -> torch.Tensor:
 
 
 def coverage(frame: Frame) -> torch.Tensor:
-    """A grey picture, or else its alpha channel, (1, 1, H, W) as alpha in [0, 1]: no colour, so no transfer function.
+    """A grey picture, or the alpha channel of a cut-out, (1, 1, H, W) in [0, 1]: no colour, so no transfer function.
 
     Raises:
         FrameError: If a pixel is not finite, the picture has colours, or a grey picture and an alpha channel differ.
     """
     grey = _finite(frame.rgb, frame)
-    if frame.alpha is not None and not bool((frame.alpha == 1).all()):
-        if grey.amax() - grey.amin() > 1e-3 and not torch.allclose(grey, frame.alpha.expand_as(grey), atol=1e-2):
+    coloured = bool((grey.amax(1) - grey.amin(1)).mean() > 0.05)  # a codec may leave a little
+    if frame.alpha is not None and (coloured or not bool((frame.alpha == 1).all())):
+        even = grey.amax() - grey.amin() <= 1e-3
+        if not (coloured or even or torch.allclose(grey, frame.alpha.expand_as(grey), atol=1e-2)):
             raise FrameError(
                 frame.source,
                 expected="one matte",
@@ -35,8 +37,7 @@ def coverage(frame: Frame) -> torch.Tensor:
                 remedy="Keep one of them.",
             )
         return _finite(frame.alpha, frame).clamp(0, 1)
-    spread = grey.amax(1) - grey.amin(1)
-    if spread.mean() > 0.05:  # a codec may leave a little
+    if coloured:
         raise FrameError(frame.source, expected="a grey picture as alpha", got="one with colours")
     return grey.median(1, keepdim=True).values.clamp(0, 1)
 

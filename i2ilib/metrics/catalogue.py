@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import I2IError, IntegrityError, UnavailableError
+from ..runtime import fetched
 
 _METRICS: dict[str, Metric] = {}
 
@@ -29,7 +30,7 @@ class Metric:
         source: Where it is defined.
         function: Scores of images (N, C, H, W) with values in [0, 1]: of ``(pred, target)``, or of ``(pred,)``.
         takes: "pair", "picture" (no reference), or "clip" (a pair whose images are frames in order).
-        of: "matte" (one channel of coverage) or "picture".
+        of: "matte" (coverage, one channel), "picture" (colours), or "any".
         unit: Of the score, empty for a plain number.
         settings: Keyword arguments of ``function`` that make the variant.
         needs: Files that must be fetched first, by name.
@@ -85,7 +86,7 @@ def register(metric: Metric) -> Metric:
     known = _METRICS.get(metric.name)
     if known is not None and known.describe() != metric.describe():
         raise I2IError("name", expected="one that is free", got=repr(metric.name), remedy="Name the variant.")
-    for what, allowed in (("takes", ("pair", "picture", "clip")), ("of", ("picture", "matte"))):
+    for what, allowed in (("takes", ("pair", "picture", "clip")), ("of", ("picture", "matte", "any"))):
         if (got := getattr(metric, what)) not in allowed:
             raise I2IError(what, expected=" or ".join(allowed), got=repr(got))
     if not re.fullmatch(r"[a-z][a-z0-9_.]*", metric.name):
@@ -117,7 +118,8 @@ class Score:
 
     Attributes:
         metric: The metric, with its variant.
-        values: One score an image or frame, in order; empty where the metric is not available.
+        values: One score an image or frame, in order; NaN for a frame that has none, as the first of a metric of
+            pairs of frames; empty where the metric is not available.
         about: How the images came to be what was scored: bit depth, resizing, alignment.
         reason: Why the metric is not available, with the way to get it; empty otherwise.
     """
@@ -128,23 +130,34 @@ class Score:
     reason: str = ""
 
     @property
+    def scored(self) -> np.ndarray:
+        """The values that there are and that are finite; where all pictures are equal, all of them, infinite or not."""
+        values = np.array([value for value in self.values if not math.isnan(value)])
+        finite = values[np.isfinite(values)]
+        return finite if len(finite) else values
+
+    @property
+    def equal(self) -> int:
+        """Images whose score is infinite, as the PSNR of equal ones is."""
+        return sum(map(math.isinf, self.values))
+
+    @property
     def mean(self) -> float:
-        """Over the images; NaN where the metric is not available."""
-        return float(np.mean(self.values)) if self.values else math.nan
+        """Over the images, but those that are equal where others are not; NaN where the metric is not available."""
+        return float(self.scored.mean()) if len(self.scored) else math.nan
 
     @property
     def std(self) -> float:
-        """Sample standard deviation over the images; NaN for fewer than two, or an infinite score."""
-        if len(self.values) < 2 or not all(map(math.isfinite, self.values)):
-            return math.nan
-        return float(np.std(self.values, ddof=1))
+        """Sample standard deviation of what :attr:`mean` is of; NaN for fewer than two."""
+        return float(self.scored.std(ddof=1)) if len(self.scored) > 1 and math.isfinite(self.mean) else math.nan
 
     def describe(self) -> dict:
         """For JSON: score, spread, number of images, and the metric's own description."""
         found = {"mean": self.mean, "std": self.std}
         return {
             **{key: value if math.isfinite(value) else None for key, value in found.items()},
-            "n": len(self.values),
+            "n": len(self.scored),
+            "equal": self.equal,
             "metric": self.metric.describe(),
             "about": dict(self.about),
             "not_available": self.reason or None,
@@ -153,9 +166,10 @@ class Score:
     def __str__(self) -> str:
         if self.reason:
             return f"not available: {self.reason}"
-        if len(self.values) < 2:
-            return _text(self.mean)
-        return f"{_text(self.mean)} ± {f'{self.std:.4f}' if self.std == 0 or self.std >= 5e-5 else f'{self.std:.0e}'}"
+        told = _text(self.mean)
+        if math.isfinite(self.std):
+            told += f" ± {f'{self.std:.4f}' if self.std == 0 or self.std >= 5e-5 else f'{self.std:.0e}'}"
+        return told + (f" ({self.equal} equal left out)" if self.equal and math.isfinite(self.mean) else "")
 
 
 def _text(value: float) -> str:
@@ -209,7 +223,22 @@ def too_small(metric: Metric, image: torch.Tensor) -> str:
 
 def why_not(metric: Metric, error: I2IError) -> str:
     """Why a metric is not available, and the one command that mends it, short enough for a table."""
-    if not metric.needs:
-        return str(error)
-    state = "are not here" if isinstance(error, UnavailableError) else "have another checksum"
-    return f"its weights {state}; i2i fetch {' '.join(metric.needs)}"
+    absent, damaged = _not_here(metric)
+    if absent:
+        return f"its weights are not here; i2i fetch {' '.join(absent)}"
+    if damaged:
+        return f"its weights have another checksum; i2i fetch {' '.join(damaged)}"
+    return str(error)
+
+
+def _not_here(metric: Metric) -> tuple[list[str], list[str]]:
+    """The files a metric needs that are absent, and those with another checksum."""
+    absent, damaged = [], []
+    for name in metric.needs:
+        try:
+            fetched(name)
+        except UnavailableError:
+            absent.append(name)
+        except IntegrityError:
+            damaged.append(name)
+    return absent, damaged

@@ -189,6 +189,7 @@ register(
         score_range=(0, 1),
         source=RHEMANN,
         function=mse,
+        of="any",
     )
 )
 register(
@@ -200,6 +201,7 @@ register(
         score_range=(0, 65025),
         source="the matting paper's Table 1, as read here",
         function=mse,
+        of="any",
         unit="levels²",
         settings={"scale": 255.0},
     )
@@ -213,6 +215,7 @@ register(
         score_range=(0, 1),
         source="Lin et al., Robust High-Resolution Video Matting, WACV 2022",
         function=mad,
+        of="any",
     )
 )
 register(

@@ -241,6 +241,7 @@ register(
         score_range=_INFINITE,
         source="definition",
         function=psnr,
+        of="any",
         unit="dB",
         settings={"value_range": 1.0},
     )
@@ -267,6 +268,7 @@ register(
         score_range=(-1, 1),
         source=_WANG,
         function=ssim,
+        of="any",
         settings={"value_range": 1.0},
         smallest=_SMALLEST_SSIM,
     )
@@ -280,6 +282,7 @@ register(
         score_range=(-1, 1),
         source=_WANG,
         function=ssim,
+        of="any",
         settings={"value_range": 1.0, "downsample": True},
         smallest=_SMALLEST_SSIM,
     )
@@ -293,6 +296,7 @@ register(
         score_range=(-1, 1),
         source=_WANG + "; computed by scikit-image",
         function=ssim_flat,
+        of="any",
         settings={"value_range": 1.0},
         smallest=_SMALLEST_FLAT,
     )
@@ -306,6 +310,7 @@ register(
         score_range=(0, 1),
         source="Wang et al. 2003, doi:10.1109/ACSSC.2003.1292216",
         function=ms_ssim,
+        of="any",
         settings={"value_range": 1.0},
         smallest=_SMALLEST_MS_SSIM,
     )

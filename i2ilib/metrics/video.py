@@ -71,8 +71,8 @@ def vmaf(
 ) -> VmafResult:
     """VMAF of a distorted clip against its reference, by libvmaf in the ffmpeg of imageio-ffmpeg.
 
-    Higher is better. The order of the two matters. The first frame of a clip has no motion, so a still against itself
-    scores 97.43 and not 100. Never write "VMAF" without the model.
+    Higher is better. The order of the two matters. The first frame of a clip has no motion, so by v0.6.1 and its NEG a
+    still against itself scores 97.43 and not 100. Never write "VMAF" without the model.
 
     Frames are matched by their order: rates and times do not count, and the two must be equally many. What is scored is
     yuv420p of limited range, of 10 bits if one side has more than 8. Y'CbCr is scored as it is stored where both sides
