@@ -1,4 +1,4 @@
-"""The command line, for people without a notebook: ``i2i info|fetch|matte|train|inspect|quantise|bench``."""
+"""The command line, for people without a notebook: ``i2i info|fetch|matte|train|inspect|quantise|compare|bench``."""
 
 from __future__ import annotations
 
@@ -414,8 +414,9 @@ def _compare(options: argparse.Namespace) -> int:
         from .plots.comparison import comparison
 
         style()
-        figure = comparison({c.name: c.per_frame() for c in found.candidates}, found.worst_frame(options.worst_by))
-        save(figure, options.plot)
+        every = list(found.clips[0].names)  # a frame that failed leaves a gap
+        tables = {c.name: c.per_frame().reindex(every) for c in found.candidates}
+        save(comparison(tables, found.worst_frame(options.worst_by)), options.plot)
     return 1 if any(candidate.failed for candidate in found.candidates) else 0
 
 

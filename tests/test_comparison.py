@@ -456,3 +456,19 @@ def test_a_cut_out_is_compared_by_its_alpha(tmp_path):
         write_image(tmp_path / f"{name}.png", torch.cat([rgb, torch.full_like(rgb[:, :1], alpha)], 1))
     found = compare(tmp_path / "a.png", tmp_path / "b.png", mattes=True, metrics=["mad"], progress=False)
     assert found.candidates[0].scores["mad"].mean == pytest.approx(0.5, abs=1e-4)
+
+
+def test_a_lost_frame_is_told_by_its_number(tmp_path):
+    pictures = frames(6)
+    a, b = folder(tmp_path / "a", pictures[:5]), folder(tmp_path / "b", pictures)
+    (b / "002.png").unlink()
+    assert "part from the reference's at 003.png beside 002.png" in notes(a, b)
+    assert notes(a, a) == ""
+
+
+def test_a_layer_is_that_of_openexr_alone(tmp_path):
+    picture = torch.rand(1, 3, 20, 24)
+    write_image(tmp_path / "a.exr", picture)
+    write_image(tmp_path / "b.png", picture)
+    found = compare(tmp_path / "b.png", tmp_path / "a.exr", metrics=["mse"], layer="R", progress=False)
+    assert not found.candidates[0].failed and found.clips[1].layer == "R" and found.clips[0].layer is None

@@ -214,7 +214,7 @@ def compare(
         metrics: Names in :func:`i2ilib.metrics.registry`; :data:`PICTURES` or :data:`MATTES` by default.
         mattes: The clips are mattes: a grey picture or an alpha channel is compared, as coverage.
         check: Look for a shift between the pictures and for a delay between the clips, and say so in the notes.
-        layer: The layer of OpenEXR files.
+        layer: The layer of OpenEXR files; pictures and videos beside them have none.
         device: Where metrics are computed that can be computed anywhere.
         keep: A folder for the scores of each candidate; a candidate whose files and metrics are as they were is not
             scored again.
@@ -234,7 +234,7 @@ def compare(
     for one in chosen:
         _check_kind(one, mattes)
     device = _device(device)
-    clips = [open_clip(path, layer=layer, mattes=mattes) for path in (reference, *distorted)]
+    clips = [_opened(path, layer, mattes) for path in (reference, *distorted)]
     for path, clip in zip(distorted, clips[1:], strict=True):
         check_clips(clip, clips[0], str(path))
     names = _names([Path(path) for path in distorted])
@@ -292,7 +292,7 @@ def _scored(
             reason = reasons.get(one.name, "")
             scores[one.name] = Score(one, () if reason else tuple(values[one.name]), about, reason)
         else:
-            scores[one.name] = _of_clips(one, clip, reference, failed, about)
+            scores[one.name] = _of_clips(one, clip, reference, failed, about, progress)
     if not scored:
         first = next(iter(failed.values()), "no frames")
         raise I2IError(str(path), expected="at least one frame that can be compared", got=first)
@@ -325,14 +325,21 @@ def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]
     return ""
 
 
-def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dict) -> Score:
+def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dict, progress: bool) -> Score:
     if failed:
         return Score(one, (), about, f"needs the whole clip, and {len(failed)} of its frames cannot be read")
     try:
-        values, more = one.clips(clip, reference)
+        values, more = one.clips(clip, reference, progress=progress)
     except I2IError as error:  # absent, or this metric cannot take these clips: others can
         return Score(one, (), about, str(error))
     return Score(one, tuple(values), about | more)
+
+
+def _opened(path: str | os.PathLike, layer: str | None, mattes: bool) -> Clip:
+    """A clip; the layer is that of OpenEXR files, which others beside them do not have."""
+    clip = open_clip(path, mattes=mattes)
+    layered = any(file.suffix.lower() == ".exr" for file in clip.files)
+    return dataclasses.replace(clip, layer=layer) if layered else clip
 
 
 def _check_kind(one: Metric, mattes: bool) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import FrameError, I2IError
 from ..frames import Clip, Frame, coverage, srgb_codes
+from ..frames.names import numbers
 from ..metrics.alignment import found_crop, found_delay, found_shift
 
 _LOOKED_AT = 32  # frames, to find a delay
@@ -102,6 +103,12 @@ def misalignments(clip: Clip, reference: Clip) -> list[str]:
         elif shift := found_shift(clearest[1].pred, clearest[1].target):
             words = [f"{abs(by):.1f} px {way[by > 0]}" for by, way in zip(shift, _WAYS, strict=True) if by]
             found.append(f"it seems shifted against the reference, {' and '.join(words)}")
+    if clip.files and reference.files:
+        counted = [[numbers(file.stem)[-1:] for file in one.files] for one in (clip, reference)]
+        steps = [a[0] - b[0] for a, b in zip(*counted, strict=True) if a and b]
+        if len(steps) == len(clip) and (place := next((i for i, s in enumerate(steps) if s != steps[0]), None)):
+            names = f"{clip.files[place].name} beside {reference.files[place].name}"
+            found.append(f"its frame numbers part from the reference's at {names}: is a frame missing?")
     times = [one.times for one in (clip, reference)]
     if all(times) and clip.fps and reference.fps:
         apart = max(abs(a - b) for a, b in zip(*times, strict=True))

@@ -36,7 +36,7 @@ class Metric:
         needs: Files that must be fetched first, by name.
         smallest: Shortest side of an image, pixels.
         clips: For a metric that reads clips itself: of the two :class:`~i2ilib.frames.Clip`, the candidate's first,
-            to the scores and what to keep beside them.
+            and ``progress=``, to the scores and what to keep beside them.
     """
 
     name: str

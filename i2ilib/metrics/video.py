@@ -202,9 +202,9 @@ def _of_tensors(
     return told(torch.tensor(found.frames, dtype=torch.float64, device=pred.device), reduction)
 
 
-def _of_clips(dist: Clip, ref: Clip, *, model: str) -> tuple[tuple[float, ...], dict]:
+def _of_clips(dist: Clip, ref: Clip, *, model: str, progress: bool = False) -> tuple[tuple[float, ...], dict]:
     """VMAF of each frame of a clip, and how it was come by."""
-    found = vmaf(dist, ref, model=model)
+    found = vmaf(dist, ref, model=model, progress=progress)
     about = dict(found.about) | {"harmonic_mean": found.harmonic_mean, "ffmpeg": found.ffmpeg}
     return found.frames, {found.model: about}
 

@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 
 from ..errors import I2IError
 from ..metrics import metric
-from . import ERROR_MAP, PALETTE, WIDTH, show
-
-_LINES = ("-", "--", "-.", ":")
-_MARKS = ("o", "s", "^", "D", "v", "P")
+from . import ERROR_MAP, WIDTH, show
+from .metrics import look
 
 
 def comparison(
@@ -62,11 +60,10 @@ def _panel(ax, name: str, frames: Mapping[str, pd.DataFrame]) -> None:
     for place, (candidate, table) in enumerate(frames.items()):
         if name not in table:
             continue
-        look = {"color": PALETTE[place % len(PALETTE)], "label": candidate, "lw": 1.3}
-        look |= {"ls": _LINES[place // len(PALETTE) % len(_LINES)]}
-        if len(table) < 40:
-            look |= {"marker": _MARKS[place % len(_MARKS)], "ms": 3.5}
-        ax.plot(np.arange(1, len(table) + 1), table[name], **look)
+        every = max(1, len(table) // 20)  # a mark on each of some twenty frames
+        ax.plot(
+            np.arange(1, len(table) + 1), table[name], label=candidate, markevery=every, ms=3.5, lw=1.3, **look(place)
+        )
     ax.set(title=metric(name).heading, xlabel="frame")
     if max(map(len, frames.values())) == 1:
         ax.set_xticks([1])

@@ -52,10 +52,10 @@ def rank_lines(ranks: pd.DataFrame) -> Figure:
     figure, ax = plt.subplots(figsize=(WIDTH, 0.6 + 0.36 * len(ranks)))
     at = np.arange(ranks.shape[1])
     for place, (name, row) in enumerate(ranks.iterrows()):
-        look = _look(place)
-        ax.plot(at, row, ms=7, **look)
+        own = look(place)
+        ax.plot(at, row, ms=7, **own)
         for x, ha, gap in ((at[0], "right", -0.08), (at[-1], "left", 0.08)):
-            ax.text(x + gap, row.iloc[x], name, ha=ha, va="center", color=look["color"], fontsize=9)
+            ax.text(x + gap, row.iloc[x], name, ha=ha, va="center", color=own["color"], fontsize=9)
     ax.set(xticks=at, xticklabels=ranks.columns, xlim=(-0.8, at[-1] + 0.8), ylim=(len(ranks) + 0.5, 0.5))
     ax.set(
         yticks=[1, len(ranks)],
@@ -80,7 +80,7 @@ def ladders(found: Mapping[str, pd.DataFrame], units: Mapping[str, str], limits:
     for place, (ax, (name, table)) in enumerate(zip(axes.flat, found.items(), strict=False)):
         at = np.arange(len(table))
         for line, metric in enumerate(table):
-            ax.plot(at, table[metric].clip(*limits), label=metric, **{**_look(line), "ms": 3.5, "lw": 1.3})
+            ax.plot(at, table[metric].clip(*limits), label=metric, **{**look(line), "ms": 3.5, "lw": 1.3})
         ax.set(title=name, xticks=at, xticklabels=[f"{strength:g}" for strength in table.index], yscale="log")
         ax.set_xlabel(units[name], labelpad=1)
         ax.set_ylim(limits[0] / 1.3, limits[1] * 1.3)
@@ -156,7 +156,7 @@ def flicker(
     above.colorbar(artist, ax=axes, label="matte − truth", shrink=0.9)
     for ax, (metric, found) in zip(np.atleast_1d(below.subplots(1, len(scores))), scores.items(), strict=True):
         for place, (name, values) in enumerate(found.items()):
-            ax.plot(np.arange(1, len(values) + 1), values, label=name, **{**_look(place), "ms": 4})
+            ax.plot(np.arange(1, len(values) + 1), values, label=name, **{**look(place), "ms": 4})
         ax.set(
             title=metric, xlabel="frame or pair", ylim=(0, 1.25 * max(max(values) for values in found.values()) + 1e-9)
         )
@@ -181,7 +181,7 @@ def similarity_maps(maps: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
-def _look(place: int) -> dict:
+def look(place: int) -> dict:
     """Colour, line and marker of a series: they differ without colour, too."""
     return {
         "color": PALETTE[place % len(PALETTE)],
