@@ -1,8 +1,11 @@
-"""What the benchmarks share: their options, and the network that two of them time. No benchmark by itself."""
+"""What the benchmarks share: options, timing in turns, the network that two of them time. No benchmark by itself."""
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -18,6 +21,17 @@ def arguments(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
     for name, (default, meaning) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: {default})")
     return parser
+
+
+def medians(tasks: dict[str, Callable[[], object]], n: int) -> dict[str, float]:
+    """Median seconds of each, in turns, after a round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(n + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            times[name] += [time.perf_counter() - start] * (turn > 0)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def quantised_generator(width: int, batch: torch.Tensor) -> tuple[nn.Module, Quantised]:

@@ -10,16 +10,13 @@ first frame, as one must who does not know where key frames are. In turns; media
 from __future__ import annotations
 
 import json
-import statistics
 import tempfile
-import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import av
 import numpy as np
-from _common import arguments
+from _common import arguments, medians
 
 import i2ilib
 from i2ilib.frames import open_clip, write_video
@@ -37,17 +34,6 @@ def last_frame_plain(path: Path) -> object:
         file.streams.video[0].thread_type = "AUTO"
         (frame,) = deque(file.decode(video=0), maxlen=1)
         return frame.to_ndarray(format="rgb48le")
-
-
-def medians(tasks: dict[str, Callable[[], object]], n: int) -> dict[str, float]:
-    """Median seconds of each, in turns, after a round that warms up."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(n + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name] += [time.perf_counter() - start] * (turn > 0)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

@@ -9,17 +9,14 @@ program called by hand on the same files, with the same figures beside it. In tu
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
 import torch
-from _common import arguments
+from _common import arguments, medians
 from skimage.metrics import structural_similarity
 
 import i2ilib
@@ -42,17 +39,6 @@ def by_hand(folder: Path, size: str, threads: int) -> None:
     options += ":feature=name=psnr|name=float_ssim"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *read, "dist.yuv", *read, "ref.yuv"]
     subprocess.run([*command, "-lavfi", f"libvmaf={options}", "-f", "null", "-"], cwd=folder, check=True)
-
-
-def medians(tasks: dict[str, Callable[[], object]], n: int) -> dict[str, float]:
-    """Median seconds of each, in turns, after a round that warms up."""
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    for turn in range(n + 1):
-        for name, task in tasks.items():
-            start = time.perf_counter()
-            task()
-            times[name] += [time.perf_counter() - start] * (turn > 0)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def main() -> None:

@@ -193,8 +193,8 @@ def _prepared(pred, target, value_range: float, smallest: int) -> tuple[torch.Te
 def _similarity(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean SSIM of each channel, (N, C), and its factor without luminance.
 
-    By strips of rows: what is filtered stays in the processor's caches, which makes it several times faster. (piq's
-    filter is not separated and takes most of a minute for a 1080p frame in double precision.)
+    By strips of rows: what is filtered stays in the processor's caches, which makes it faster. (piq's filter is not
+    separated, which in double precision costs far more; ``benchmarks/metrics.py`` has the times.)
     """
     rows, sums = x.shape[-2] - _SMALLEST_SSIM + 1, [0.0, 0.0]
     for top in range(0, rows, _STRIP):
