@@ -172,7 +172,9 @@ def test_the_fetched_model_is_checked(tmp_path, monkeypatch):
     assert found.values[0] == pytest.approx(metrics.brisque(image, value_range=255, model=shared("data/brisque")))
     (tmp_path / "downloads/brisque_allmodel").write_bytes(content)
     with pytest.raises(IntegrityError, match="i2i fetch brisque_allmodel"):
-        metrics.score(image[None] / 255, None, ["brisque"])
+        metrics.brisque(image, value_range=255)
+    found = metrics.score(image[None] / 255, None, ["brisque"])["brisque"]
+    assert found.reason == "its weights have another checksum; i2i fetch brisque_allmodel"
 
 
 def test_a_folder_without_a_model(small):
