@@ -155,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--metrics", metavar="NAMES", help="with commas between (default: the usual ones); an unknown one lists all"
     )
+    compare.add_argument(
+        "--lpips-comp", type=Path, metavar="FILE", help="linear weights of your own for the metric lpips_comp"
+    )
     compare.add_argument("--mattes", action="store_true", help="compare coverage: a grey picture or an alpha channel")
     compare.add_argument("--as-is", action="store_true", help="do not look for shifts and delays first")
     compare.add_argument("--layer", help="of OpenEXR files, or one channel as grey (default: the colour layer)")
@@ -387,7 +390,8 @@ def _compare(options: argparse.Namespace) -> int:
     from .comparison import MATTES, PICTURES, compare
     from .runtime import atomic_path
 
-    names = options.metrics.split(",") if options.metrics else MATTES if options.mattes else PICTURES
+    names = options.metrics or ",".join(MATTES if options.mattes else PICTURES)
+    names = [name.strip() for name in names.split(",")]
     if options.worst_by and options.worst_by not in names:
         raise I2IError("--worst-by", expected="one of " + ", ".join(names), got=repr(options.worst_by))
     if options.csv and options.csv.is_dir():
@@ -397,7 +401,7 @@ def _compare(options: argparse.Namespace) -> int:
     found = compare(
         options.reference,
         *options.distorted,
-        metrics=names,
+        metrics=_metrics(names, options.lpips_comp),
         mattes=options.mattes,
         check=not options.as_is,
         layer=options.layer,
@@ -410,14 +414,29 @@ def _compare(options: argparse.Namespace) -> int:
         with atomic_path(options.csv) as temporary:
             found.frames().to_csv(temporary, index=False)
     if options.plot:
+        import matplotlib
+
         from .plots import save, style
         from .plots.comparison import comparison
 
+        matplotlib.use("agg")  # files, no windows
         style()
         every = list(found.clips[0].names)  # a frame that failed leaves a gap
         tables = {c.name: c.per_frame().reindex(every) for c in found.candidates}
         save(comparison(tables, found.worst_frame(options.worst_by)), options.plot)
     return 1 if any(candidate.failed for candidate in found.candidates) else 0
+
+
+def _metrics(names: Sequence[str], lpips_comp: Path | None) -> list:
+    """Metrics by name, LPIPS-Comp with the weights that were given."""
+    from .metrics import metric
+
+    if lpips_comp and "lpips_comp" not in names:
+        raise I2IError("--lpips-comp", expected="lpips_comp among --metrics", got=", ".join(names))
+    if lpips_comp and not lpips_comp.is_file():
+        raise I2IError("--lpips-comp", expected="a file", got=f"none at {lpips_comp}")
+    given = {"lpips_comp": {"linear": str(lpips_comp)}} if lpips_comp else {}
+    return [metric(name).with_settings(**given.get(name, {})) for name in names]
 
 
 def _bench(options: argparse.Namespace) -> int:

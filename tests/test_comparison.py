@@ -305,7 +305,47 @@ def test_a_video_against_pictures_and_vmaf(tmp_path):
         assert fine.scores[name].mean > poor.scores[name].mean and len(fine.scores[name].values) == 6
     expected = metrics.vmaf(tmp_path / "poor.mp4", ref)
     assert poor.scores["vmaf_v0.6.1"].values == expected.frames
-    assert poor.scores["vmaf_v0.6.1"].about["vmaf_v0.6.1"]["harmonic_mean"] == expected.harmonic_mean
+    about = poor.scores["vmaf_v0.6.1"].about
+    assert about["vmaf_v0.6.1"]["harmonic_mean"] == expected.harmonic_mean
+    assert about.keys() == {"alignment", "vmaf_v0.6.1"}  # it does not score what others are given
+    text = found.text()
+    line = next(line for line in text.splitlines() if line.startswith("VMAF v0.6.1, harmonic ↑"))
+    assert line.endswith(f"{expected.harmonic_mean:.4f}")
+    worst = f"{poor.frames[poor.worst('psnr')]}: {min(poor.scores['psnr'].values):.4g}"
+    assert worst in text and "poor.mp4: alignment: no shift or delay found; depth: 8 bits" in text
+    for name in names:
+        assert f"{metrics.metric(name).label}: {metrics.metric(name).variant}" in text
+
+
+def test_what_frames_were_is_told_of_all_of_them(tmp_path):
+    ref, pred = (folder(tmp_path / name, frames(3)) for name in ("r", "d"))
+    write_image(pred / "001.png", torch.rand(1, 3, 160, 200), bits=16)
+    (pred / "notes.txt").write_text("not a picture")
+    found = compare(ref, pred, metrics=["psnr"], check=False, progress=False)
+    assert found.candidates[0].scores["psnr"].about["depth"] == "8 bits; 16 bits, against 8 bits"
+    assert found.candidates[0].notes == ("candidate: passed over, as no pictures: notes.txt",)
+
+
+def test_the_unknown_band_has_names(tmp_path):
+    alpha = np.zeros((60, 80), np.uint8)
+    alpha[10:50, 30] = 128  # one column is partly covered, so the band is columns 20 to 40, rows 0 to 59
+    alpha[10:50, 31:] = 255
+    wrong = alpha.copy()
+    wrong[:, 35] = wrong[:, 75] = 100
+    paths = [folder(tmp_path / name, [matte, matte]) for name, matte in (("r", alpha), ("d", wrong))]
+    names = ["iou_band", "mse_255_band", "sad_band", "gradient_error_band", "connectivity_error_band", "dtssd_band"]
+    scores = compare(*paths, metrics=names, mattes=True, check=False, progress=False).candidates[0].scores
+    error = (wrong.astype(float) - alpha)[:60, 20:41]
+    assert scores["mse_255_band"].mean == pytest.approx(np.square(error).mean(), rel=1e-6)
+    assert scores["sad_band"].mean == pytest.approx(np.abs(error).sum() / 255 / 1000, rel=1e-6)
+    a, b = (matte[:60, 20:41] > 127.5 for matte in (wrong, alpha))
+    assert scores["iou_band"].mean == pytest.approx((a & b).sum() / (a | b).sum())
+    tensors = [torch.from_numpy(matte).float()[None, None] / 255 for matte in (wrong, alpha)]
+    mask = metrics.unknown_band(tensors[1])
+    for name in ("gradient_error", "connectivity_error"):
+        expected = metrics.registry()[name].function(*tensors, mask=mask)
+        assert scores[f"{name}_band"].mean == pytest.approx(expected, rel=1e-6)
+    assert scores["dtssd_band"].scored.tolist() == [0.0]
 
 
 def test_memory_does_not_grow_with_the_clip(tmp_path):
@@ -358,6 +398,8 @@ def test_the_thesis_tables_hold_ours_and_theirs(tmp_path):
     assert on_disk["traditional"].loc["ours"].tolist() == traditional.loc["ours"].tolist()
     with pytest.raises(I2IError, match="candidates: expected at least one"):
         thesis_tables(target, {})
+    with pytest.raises(I2IError, match="all tensors, or all on disk, got both kinds"):
+        thesis_tables(target, {"ours": pred, "theirs": tmp_path / "d"})
 
 
 def test_harmonic_means():
@@ -380,7 +422,7 @@ def test_one_equal_frame_is_left_out_and_told(clips, capsys):
 
 
 def test_names_and_kinds_are_settled_first(clips):
-    found = compare(*clips, metrics=["psnr", " psnr ", "mse"], progress=False)
+    found = compare(*clips, metrics=["psnr", "psnr", "mse"], progress=False)
     assert list(found.candidates[0].scores) == ["psnr", "mse"]
     assert len(set(comparison._names([Path("a/b_c"), Path("a_b/c"), Path("q/c")]))) == 3
 

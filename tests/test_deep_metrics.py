@@ -4,6 +4,7 @@ The true weights are downloads; where they are here, the published scores are me
 """
 
 import hashlib
+import json
 import socket
 from types import SimpleNamespace
 from unittest import mock
@@ -18,6 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from i2ilib import I2IError, IntegrityError, UnavailableError, metrics, runtime
+from i2ilib.cli import main
+from i2ilib.comparison.thesis import thesis_tables
 from i2ilib.metrics import deep
 from i2ilib.runtime import require
 
@@ -375,6 +378,30 @@ def test_without_weights_a_table_says_how_to_get_them(empty, pair):
         assert str(found[name]).startswith("not available: ") and words in str(found[name]), name
         assert found[name].values == () and set(found[name].metric.needs) <= set(runtime.registry())
     assert found["mse"].values
+
+
+def test_lpips_comp_by_name_with_a_file_of_ones_own(here, pair, linear, tmp_path, capsys):
+    for name, image in zip(("d", "r"), pair, strict=True):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            pixels = (image[i] * 255).round().byte().permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    stored = [(image * 255).round() / 255 for image in pair]
+    expected = metrics.lpips_comp(*stored, value_range=1.0, linear=linear[0], reduction="none").tolist()
+    chosen = ["compare", str(tmp_path / "r"), str(tmp_path / "d"), "--metrics", "psnr,lpips_comp", "--json"]
+    assert main([*chosen, "--lpips-comp", str(linear[0]), "--keep", str(tmp_path / "kept")]) == 0
+    told = json.loads(capsys.readouterr().out)["candidates"][0]["scores"]["lpips_comp"]
+    assert told["mean"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert told["metric"]["settings"]["linear"] == str(linear[0])
+    assert main([*chosen, "--lpips-comp", str(linear[0]), "--keep", str(tmp_path / "kept")]) == 0
+    assert json.loads(capsys.readouterr().out)["candidates"][0]["scores"]["lpips_comp"] == told
+    tables = thesis_tables(stored[1], {"ours": stored[0]}, lpips_comp=linear[0])
+    assert tables["perceptual"].loc["ours", "LPIPS-Comp ↓"].startswith(f"{np.mean(expected):.3f}")
+    assert main([*chosen, "--lpips-comp", str(tmp_path / "none")]) == 2
+    assert "--lpips-comp: expected a file, got none at" in capsys.readouterr().err
+    chosen[4] = "psnr"
+    assert main([*chosen, "--lpips-comp", str(linear[0])]) == 2
+    assert "expected lpips_comp among --metrics, got psnr" in capsys.readouterr().err
 
 
 def test_lpips_comp_needs_its_trunk_too(empty, pair, linear):

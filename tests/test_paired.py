@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from i2ilib import I2IError
-from i2ilib.metrics import Paired, paired
+from i2ilib.metrics import Paired, interval, paired
 
 scores = st.floats(-1e3, 1e3, allow_subnormal=False)
 
@@ -75,6 +75,13 @@ def test_blocks_of_one_are_the_plain_bootstrap():
     assert found.difference == pytest.approx((ours - theirs).mean())
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.02)
     assert paired(ours, theirs, block=1) == found  # the draws have a seed
+
+
+def test_draws_come_in_parts(monkeypatch):
+    ours, theirs = np.random.default_rng(0).normal(size=(2, 64))
+    whole = paired(ours, theirs, block=2)
+    monkeypatch.setattr(interval, "_AT_ONCE", 32 * 300)
+    assert paired(ours, theirs, block=2) == whole
 
 
 def test_blocks_hold_where_neighbours_depend_on_each_other():

@@ -1,5 +1,6 @@
 """Video against the ffmpeg program: timing, alpha, orientation, places, damage; and what the library writes."""
 
+import gc
 import os
 import subprocess
 
@@ -244,6 +245,20 @@ def test_side_data_that_is_not_known_does_no_harm(tmp_path):
         image.save(tmp_path / f"e{i}.jpg", exif=exif)
     ffmpeg("-i", tmp_path / "e%d.jpg", "-c", "copy", tmp_path / "e.mov")
     assert len([frame.rgb for _, frame in open_clip(tmp_path / "e.mov").read()]) == 3
+
+
+def test_frames_that_were_read_are_freed_at_once(long):
+    """Not when the garbage collector comes by: a few dozen frames of film are gigabytes."""
+    import av
+
+    frames = open_clip(long).read()
+    gc.collect()
+    gc.disable()
+    try:
+        alive = [sum(type(one) is av.VideoFrame for one in gc.get_objects()) for _ in frames]
+    finally:
+        gc.enable()
+    assert len(alive) == 72 and max(alive) < 24  # those that B frames and the decoder's threads wait for
 
 
 def test_a_cover_picture_is_not_the_video(long, tmp_path):

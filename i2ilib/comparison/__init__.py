@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,9 @@ from tqdm.auto import tqdm
 
 from ..errors import I2IError, IntegrityError, UnavailableError
 from ..frames import Clip, open_clip
-from ..metrics import Metric, Paired, Score, metric, paired
+from ..metrics import Metric, Paired, Score, harmonic_mean, metric, paired
 from ..metrics.catalogue import too_small, why_not
-from ..runtime import versions, write_json
+from ..runtime import file_state, versions, write_json
 from .pairs import Pair, SizesDiffer, check_clips, cut_out, misalignments, read_pairs
 
 __all__ = ["MATTES", "PICTURES", "Candidate", "Comparison", "compare"]
@@ -145,11 +145,12 @@ class Comparison:
         }
 
     def text(self) -> str:
-        """For a terminal: a line a metric, a column a candidate; differences, notes and failures below."""
-        scores = {
-            c.name: {s.metric.heading: "-" if s.reason else str(s) for s in c.scores.values()} for c in self.candidates
-        }
-        lines = [pd.DataFrame(scores).to_string(), ""]
+        """For a terminal: a line a metric, a column a candidate; below what each is, and what a reader should know."""
+        lines = [pd.DataFrame({c.name: dict(_lines(c)) for c in self.candidates}).to_string(), ""]
+        if len(self.candidates[0].frames) > 1:
+            lines += ["Worst frames:", pd.DataFrame({c.name: dict(_worst(c)) for c in self.candidates}).to_string(), ""]
+        lines += [f"{score.metric.label}: {score.metric.variant}" for score in self.candidates[0].scores.values()]
+        lines += [f"{c.name}: {_prepared(c)}" for c in self.candidates] + [""]
         reasons: dict[str, list[str]] = {}
         for candidate in self.candidates:
             for score in candidate.scores.values():
@@ -162,7 +163,8 @@ class Comparison:
         first = self.candidates[0].name
         for name, by_metric in self.differences().items():
             lines.append(f"{name} less {first}, frame by frame, 95 % interval ({self._rule}; of this clip only):")
-            lines += [f"  {metric(key).heading:24} {value}, n = {value.n}" for key, value in by_metric.items()]
+            headings = {key: score.metric.heading for key, score in self.candidates[0].scores.items()}
+            lines += [f"  {headings[key]:24} {value}, n = {value.n}" for key, value in by_metric.items()]
         for candidate in self.candidates:
             lines += [f"{candidate.name}: {note}" for note in candidate.notes]
             lines += [f"{candidate.name}, {frame}: not scored: {why}" for frame, why in candidate.failed.items()]
@@ -183,7 +185,7 @@ class Comparison:
         name, value = candidate.frames[place], candidate.per_frame()[by].iloc[place]
         reference, clip = self.clips[:2]
         pair = next(pair for found, pair in read_pairs(clip, reference, [reference.names.index(name)]) if found == name)
-        return f"{name}: {metric(by).label} {value:.4g}", pair.pred, pair.target
+        return f"{name}: {candidate.scores[by].metric.label} {value:.4g}", pair.pred, pair.target
 
     def frames(self) -> pd.DataFrame:
         """Every score of every frame, with the candidate's name as first column."""
@@ -195,7 +197,7 @@ class Comparison:
 def compare(
     reference: str | os.PathLike,
     *distorted: str | os.PathLike,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str | Metric] | None = None,
     mattes: bool = False,
     check: bool = True,
     layer: str | None = None,
@@ -211,7 +213,8 @@ def compare(
     Args:
         reference: A picture, a folder of pictures, or a video.
         distorted: The candidates, of the same kind or another; as many frames of the same size each.
-        metrics: Names in :func:`i2ilib.metrics.registry`; :data:`PICTURES` or :data:`MATTES` by default.
+        metrics: Names in :func:`i2ilib.metrics.registry`, or metrics themselves; :data:`PICTURES` or :data:`MATTES` by
+            default.
         mattes: The clips are mattes: a grey picture or an alpha channel is compared, as coverage.
         check: Look for a shift between the pictures and for a delay between the clips, and say so in the notes.
         layer: The layer of OpenEXR files; pictures and videos beside them have none.
@@ -229,8 +232,7 @@ def compare(
     """
     if not distorted:
         raise I2IError("distorted", expected="at least one clip", got="none")
-    names = dict.fromkeys(name.strip() for name in (metrics or (MATTES if mattes else PICTURES)))
-    chosen = [metric(name) for name in names]
+    chosen = list({one.name: one for one in map(metric, metrics or (MATTES if mattes else PICTURES))}.values())
     for one in chosen:
         _check_kind(one, mattes)
     device = _device(device)
@@ -242,8 +244,9 @@ def compare(
     for name, path, clip in zip(names, distorted, clips[1:], strict=True):
         settings = {"metrics": [one.describe() for one in chosen], "mattes": mattes, "check": check, "layer": layer}
         settings |= {"device": str(device), "versions": versions(*_VERSIONS)}
+        settings["weights"] = [file_state(one.settings["linear"]) for one in chosen if "linear" in one.settings]
         kept = None if keep is None else Kept(Path(keep) / f"{name}.json", settings, (clips[0], clip))
-        found = kept.read() if kept else None
+        found = kept.read(chosen) if kept else None
         if found is None:
             found = _scored(name, path, clips[0], clip, chosen, check, device, progress)
             if kept:
@@ -262,10 +265,15 @@ def _scored(
     device: torch.device,
     progress: bool,
 ) -> Candidate:
-    notes, about = [], {"alignment": "not checked"}
+    notes = [
+        f"{which}: passed over, as no pictures: {', '.join(one.passed_over)}"
+        for which, one in (("candidate", clip), ("reference", reference))
+        if one.passed_over
+    ]
+    aligned, prepared = {"alignment": "not checked"}, {}
     if check:
         found = misalignments(clip, reference)
-        about["alignment"] = "; ".join(found) or "no shift or delay found"
+        aligned["alignment"] = "; ".join(found) or "no shift or delay found"
         notes += found
     by_frame = [one for one in chosen if one.clips is None]
     values: dict[str, list[float]] = {one.name: [] for one in by_frame}
@@ -278,7 +286,8 @@ def _scored(
         if not isinstance(pair, Pair):
             failed[frame], last = str(pair), None
             continue
-        about |= pair.about
+        for key, value in pair.about.items():
+            prepared.setdefault(key, {})[value] = None
         images = (pair.pred.to(device), pair.target.to(device))
         if last is not None and last[0].shape != images[0].shape:
             last = None
@@ -286,13 +295,13 @@ def _scored(
         notes += [note for note in (*pair.notes, *filter(None, told)) if note not in notes]
         scored.append(frame)
         last = images
-    scores = {}
+    scores, about = {}, aligned | {key: "; ".join(found) for key, found in prepared.items()}
     for one in chosen:  # those that read clips themselves at the end: the frames are known to be sound by then
         if one.clips is None:
             reason = reasons.get(one.name, "")
             scores[one.name] = Score(one, () if reason else tuple(values[one.name]), about, reason)
         else:
-            scores[one.name] = _of_clips(one, clip, reference, failed, about, progress)
+            scores[one.name] = _of_clips(one, clip, reference, failed, aligned, progress)
     if not scored:
         first = next(iter(failed.values()), "no frames")
         raise I2IError(str(path), expected="at least one frame that can be compared", got=first)
@@ -333,6 +342,27 @@ def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dic
     except I2IError as error:  # absent, or this metric cannot take these clips: others can
         return Score(one, (), about, str(error))
     return Score(one, tuple(values), about | more)
+
+
+def _lines(candidate: Candidate) -> Iterator[tuple[str, str]]:
+    """Mean ± standard deviation of each metric; of VMAF the harmonic mean too, which bad frames pull down."""
+    for score in candidate.scores.values():
+        yield score.metric.heading, "-" if score.reason else str(score)
+        if score.metric.clips and score.values:
+            yield f"{score.metric.label}, harmonic ↑", f"{harmonic_mean(score.scored):.4f}"
+
+
+def _worst(candidate: Candidate) -> Iterator[tuple[str, str]]:
+    for name, score in candidate.scores.items():
+        if score.values:
+            place = candidate.worst(name)
+            yield score.metric.heading, f"{candidate.frames[place]}: {score.values[place]:.4g}"
+
+
+def _prepared(candidate: Candidate) -> str:
+    """How its frames came to be what was scored."""
+    about = next((score.about for score in candidate.scores.values() if "values" in score.about), {})
+    return "; ".join(f"{key}: {value}" for key, value in about.items())
 
 
 def _opened(path: str | os.PathLike, layer: str | None, mattes: bool) -> Clip:
@@ -376,7 +406,7 @@ class Kept:
         self.path = path
         self.about = json.loads(json.dumps(settings | {"sources": [*map(_state, clips)]}, default=str))
 
-    def read(self) -> Candidate | None:
+    def read(self, chosen: Sequence[Metric]) -> Candidate | None:
         """None where nothing is kept, or of other files or metrics, or a metric may be available by now."""
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
@@ -385,8 +415,8 @@ class Kept:
         if not isinstance(data, dict) or data.get("about") != self.about:
             return None
         scores = {
-            name: Score(metric(name), tuple(map(float, one["values"])), one["about"], one["reason"])
-            for name, one in data["scores"].items()
+            one.name: Score(one, tuple(map(float, kept["values"])), kept["about"], kept["reason"])
+            for one, kept in ((one, data["scores"][one.name]) for one in chosen)
         }
         if any(map(_may_be_had, scores.values())):
             return None

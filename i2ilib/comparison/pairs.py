@@ -42,7 +42,7 @@ def check_clips(clip: Clip, reference: Clip, path: str) -> None:
     if len(clip) != len(reference):
         raise I2IError(
             path,
-            expected=f"{len(reference)} frames, as the reference has",
+            expected=f"{len(reference)} frame{'s' * (len(reference) != 1)}, as the reference has",
             got=len(clip),
             remedy="Frames are compared in order: cut both clips to the same ones.",
         )

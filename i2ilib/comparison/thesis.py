@@ -10,7 +10,7 @@ import torch
 
 from ..deploy import published
 from ..errors import I2IError
-from ..metrics import Score, harmonic_mean, score
+from ..metrics import Score, harmonic_mean, metric, score
 from . import compare
 
 PERCEPTUAL = {  # by column: our metric, and the thesis's
@@ -25,7 +25,13 @@ Clips = torch.Tensor | str | os.PathLike
 
 
 def thesis_tables(
-    reference: Clips, candidates: Mapping[str, Clips], *, device: str = "cpu", label: str = "", progress: bool = False
+    reference: Clips,
+    candidates: Mapping[str, Clips],
+    *,
+    device: str = "cpu",
+    label: str = "",
+    progress: bool = False,
+    lpips_comp: str | os.PathLike | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Perceptual metrics, traditional metrics and VMAF of named candidates, in the thesis's layout.
 
@@ -39,6 +45,7 @@ def thesis_tables(
         device: Where networks run.
         label: What was measured, for the captions.
         progress: Show a bar.
+        lpips_comp: A file with the linear weights of :func:`~i2ilib.metrics.lpips_comp`.
 
     Returns:
         "perceptual", "traditional" and "vmaf": a row a candidate, "mean ± standard deviation over the frames" a cell,
@@ -46,16 +53,20 @@ def thesis_tables(
         ``n``, ``device``, ``label`` and ``source``.
 
     Raises:
-        I2IError: If there are no candidates, or the sizes or lengths differ.
+        I2IError: If there are no candidates, some are tensors and some on disk, or the sizes or lengths differ.
     """
     if not candidates:
         raise I2IError("candidates", expected="at least one", got="none")
     names = [name for name, _ in (PERCEPTUAL | TRADITIONAL).values()] + [VMAF]
+    chosen = [metric(n).with_settings(linear=str(lpips_comp)) if n == "lpips_comp" and lpips_comp else n for n in names]
+    kinds = {isinstance(one, torch.Tensor) for one in (reference, *candidates.values())}
+    if len(kinds) > 1:
+        raise I2IError("reference and candidates", expected="all tensors, or all on disk", got="both kinds")
     if isinstance(reference, torch.Tensor):
         target = reference.to(device)
-        scores = {name: score(clip.to(device), target, names) for name, clip in candidates.items()}
+        scores = {name: score(clip.to(device), target, chosen) for name, clip in candidates.items()}
     else:
-        found = compare(reference, *candidates.values(), metrics=names, device=device, progress=progress)
+        found = compare(reference, *candidates.values(), metrics=chosen, device=device, progress=progress)
         scores = {name: one.scores for name, one in zip(candidates, found.candidates, strict=True)}
     tables = {
         "perceptual": _means(scores, PERCEPTUAL),

@@ -54,6 +54,7 @@ class Index:
             not increase.
         fps: Average rate, or None.
         size: Height and width of the first frame as shown, pixels.
+        orientation: EXIF's tag for how the first frame is turned to be shown, and all others with it.
         stamps: The stream's own time stamp of each frame; None where they do not tell frames apart.
         keys: Time stamps at which decoding can begin.
     """
@@ -62,6 +63,7 @@ class Index:
     times: tuple[float, ...] | None
     fps: float | None
     size: tuple[int, int]
+    orientation: int
     stamps: tuple[int, ...] | None
     keys: tuple[int, ...]
 
@@ -98,11 +100,13 @@ def scan(path: str | os.PathLike) -> Index:
             stamps, keys = decoded, []
     increasing = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
     seekable = codec in _KEYED and "pal8" not in first.format.name  # a palette comes with the first packet alone
+    orientation = _orientation(first)
     return Index(
         count=max(len(stamps), total),
         times=tuple(float((stamp - stamps[0]) * unit) for stamp in stamps) if increasing else None,
         fps=fps or None,
-        size=upright(np.empty((first.height, first.width, 0)), _orientation(first)).shape[:2],
+        size=upright(np.empty((first.height, first.width, 0)), orientation).shape[:2],
+        orientation=orientation,
         stamps=tuple(stamps) if increasing else None,
         keys=tuple(sorted({*keys} & {*stamps})) if increasing and seekable else (),
     )
@@ -132,7 +136,7 @@ def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterat
         last, name = place, f"frame_{place + 1:06d}"
         at, frame, sound = ahead
         if at == place and sound:
-            yield place, _picture(frame, path, name)
+            yield place, _picture(frame, path, name, index.orientation)
         else:
             got = "the stream ended early" if frame is None else "damaged data"
             yield place, FrameError(f"{path}, {name}", expected="a frame", got=got, remedy="Copy the video again.")
@@ -297,7 +301,7 @@ def _placed(path: Path, index: Index, key: int) -> Iterator[tuple[int, object, b
         yield from frames
 
 
-def _picture(frame, path: Path, name: str) -> Frame | FrameError:
+def _picture(frame, path: Path, name: str, orientation: int) -> Frame | FrameError:
     import av
 
     try:
@@ -305,7 +309,7 @@ def _picture(frame, path: Path, name: str) -> Frame | FrameError:
     except (av.FFmpegError, ValueError) as error:
         got = f"{frame.format.name}: {error}"
         return FrameError(f"{path}, {name}", expected="a pixel format that becomes RGB", got=got)
-    data = torch.from_numpy(upright(pixels, _orientation(frame)).transpose(2, 0, 1).copy())[None]
+    data = torch.from_numpy(upright(pixels, orientation).transpose(2, 0, 1).copy())[None]
     alpha = data[:, 3:] if data.shape[1] == 4 else None
     depth = f"{max(component.bits for component in frame.format.components)} bits"
     return Frame(data[:, :3], alpha, name, f"{path}, {name}", "srgb", depth=depth, notes=_notes(frame))
@@ -369,7 +373,11 @@ def _converted(frame, layout: str) -> np.ndarray:
 
 
 def _orientation(frame) -> int:
-    """EXIF's tag for the display matrix of a frame; 1 where it is none of the eight."""
+    """EXIF's tag for the display matrix of a frame; 1 where it is none of the eight.
+
+    Not for every frame: PyAV's ``side_data`` and its frame hold each other, and whole frames would wait for the
+    garbage collector.
+    """
     try:
         found = [bytes(data) for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
     except ValueError:  # side data of a kind that PyAV does not know

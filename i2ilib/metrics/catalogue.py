@@ -64,6 +64,10 @@ class Metric:
         images = (pred,) if self.takes == "picture" else (pred, target)
         return self.function(*images, **{**self.settings, **more, "reduction": "none"})
 
+    def with_settings(self, **settings: object) -> Metric:
+        """The same metric with other or further settings, a file of weights for instance; they are told with scores."""
+        return dataclasses.replace(self, settings={**self.settings, **settings})
+
     def describe(self) -> dict:
         """All but the functions, for JSON."""
         fields = [field.name for field in dataclasses.fields(self) if field.name not in ("function", "clips")]
@@ -100,12 +104,18 @@ def registry() -> Mapping[str, Metric]:
     return types.MappingProxyType(_METRICS)
 
 
-def metric(name: str) -> Metric:
-    """A metric by name.
+def metric(name: str | Metric) -> Metric:
+    """A metric by name; a metric itself, such as one with other settings, is what it is.
 
     Raises:
         I2IError: If there is none; lists those that there are.
+
+    Example:
+        >>> metric("sad").with_settings(mask=torch.ones(1, 1, dtype=torch.bool)).name
+        'sad'
     """
+    if isinstance(name, Metric):
+        return name
     known = registry()
     if name not in known:
         raise I2IError("metric", expected="one of " + ", ".join(known), got=repr(name))
@@ -180,7 +190,7 @@ def _text(value: float) -> str:
 def score(
     pred: torch.Tensor,
     target: torch.Tensor | None,
-    names: Iterable[str],
+    names: Iterable[str | Metric],
     *,
     about: Mapping[str, object] | None = None,
 ) -> dict[str, Score]:
@@ -189,7 +199,7 @@ def score(
     Args:
         pred: (N, C, H, W), values in [0, 1].
         target: The same shape and range; None if only metrics without a reference are asked for.
-        names: Of metrics in :func:`registry`.
+        names: Of metrics in :func:`registry`, or metrics themselves.
         about: What to keep beside the scores.
 
     Raises:
@@ -201,15 +211,14 @@ def score(
         ((0.25, 0.25), '0.5000 ± 0.0000')
     """
     found = {}
-    for name in names:
-        chosen = metric(name)
+    for chosen in map(metric, names):
         if reason := too_small(chosen, pred):
-            found[name] = Score(chosen, (), about or {}, reason)
+            found[chosen.name] = Score(chosen, (), about or {}, reason)
             continue
         try:
-            found[name] = Score(chosen, tuple(chosen(pred, target).tolist()), about or {})
+            found[chosen.name] = Score(chosen, tuple(chosen(pred, target).tolist()), about or {})
         except (UnavailableError, IntegrityError) as error:
-            found[name] = Score(chosen, (), about or {}, why_not(chosen, error))
+            found[chosen.name] = Score(chosen, (), about or {}, why_not(chosen, error))
     return found
 
 

@@ -137,7 +137,7 @@ def lpips_comp(
             "lpips_comp",
             expected="linear weights trained on artefacts of compression",
             got="none",
-            remedy="Their authors have not published them; name a file of your own with linear=.",
+            remedy="Their authors have not published them; name a file of your own: linear=, --lpips-comp.",
         )
     files = _chosen("linear", linear), _chosen("trunk", fetched(_VGG16_BN) if trunk is None else trunk)
     distance = lpips_comp_network(*files, pred.device, pred.dtype)
@@ -239,7 +239,7 @@ register(
     Metric(
         name="lpips_comp",
         label="LPIPS-Comp",
-        variant="LPIPS by VGG16 with batch normalisation; linear weights from a file named by linear=",
+        variant="LPIPS by VGG16 with batch normalisation; linear weights from the file that settings name",
         higher_is_better=False,
         score_range=(0, float("inf")),
         source="Mier et al. 2021, arXiv:2103.01114",

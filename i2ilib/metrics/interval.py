@@ -11,6 +11,7 @@ from scipy import stats
 from ..errors import I2IError
 
 _DRAWS = 10_000
+_AT_ONCE = 2**22  # blocks drawn at once: the means of an hour of frames need some memory only
 
 
 class Paired(NamedTuple):
@@ -88,7 +89,9 @@ def _drawn_means(differences: np.ndarray, block: int, rng: np.random.Generator) 
     ring = np.cumsum([0.0, *differences, *differences[: block - 1]])
     sums = ring[block:] - ring[:-block]  # of the block that begins at each place
     blocks = -(-n // block)
-    return sums[rng.integers(n, size=(_DRAWS, blocks))].sum(1) / (blocks * block)
+    parts = max(1, min(_DRAWS, _AT_ONCE // blocks))
+    drawn = [sums[rng.integers(n, size=(min(parts, _DRAWS - i), blocks))].sum(1) for i in range(0, _DRAWS, parts)]
+    return np.concatenate(drawn) / (blocks * block)
 
 
 def harmonic_mean(scores: Sequence[float]) -> float:

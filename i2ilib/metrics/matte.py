@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional
 
 from ..errors import I2IError
-from ._pair import as_batch, check_pair, flat, masked_mean, masked_sum, told
+from ._pair import as_batch, check_pair, masked_mean, masked_sum, told
 from .catalogue import Metric, register
 
 RHEMANN = "Rhemann et al., A Perceptually Motivated Online Benchmark for Image Matting, CVPR 2009"
+BAND = 10  # radius in pixels of the band that metrics named ..._band count
 
 
 def iou(
@@ -18,6 +23,7 @@ def iou(
     threshold: float = 0.5,
     *,
     absent: float = 1.0,
+    mask: torch.Tensor | None = None,
     reduction: str = "mean",
 ) -> float | torch.Tensor:
     """Intersection over union of the pixels whose alpha is above ``threshold``, averaged over the images of a batch.
@@ -31,13 +37,15 @@ def iou(
         threshold: Alpha that separates background from foreground, 0 to 1 (1 excluded).
         absent: Score of an image in which neither matte has foreground. 1 says that agreeing on nothing is right;
             others use 0 or NaN.
+        mask: The pixels to count, as for :func:`mse`.
         reduction: "mean" over the images, or "none".
 
     Returns:
         Mean IoU, [0, 1], or one for each image, (N,).
 
     Raises:
-        I2IError: If the shapes differ, the mattes are empty or leave [0, 1], or the threshold is out of range.
+        I2IError: If the shapes differ, the mattes are empty or leave [0, 1], the threshold is out of range, or the
+            mask is not bool or has another size.
 
     Example:
         >>> iou(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
@@ -46,8 +54,8 @@ def iou(
     if not 0 <= threshold < 1:
         raise I2IError("threshold", expected="from 0 to below 1", got=threshold)
     pred, target = check_pair(pred, target, value_range=1.0)
-    a, b = (flat(matte > threshold) for matte in (pred, target))
-    both, either = (a & b).sum(1).double(), (a | b).sum(1).double()
+    a, b = pred > threshold, target > threshold
+    both, either = masked_sum(a & b, mask).double(), masked_sum(a | b, mask).double()
     return told(torch.where(either > 0, both / either.clamp_min(1), absent), reduction)
 
 
@@ -142,7 +150,7 @@ def sad(
     return told(masked_sum((pred.double() - target.double()).abs(), mask) / 1000, reduction)
 
 
-def unknown_band(target: torch.Tensor, radius: int = 10) -> torch.Tensor:
+def unknown_band(target: torch.Tensor, radius: int = BAND) -> torch.Tensor:
     """The pixels that a trimap would leave open: those partly covered, and all within ``radius`` of them.
 
     Where a hand-drawn trimap comes with the data, use that one; benchmarks count only its unknown region.
@@ -168,7 +176,27 @@ def unknown_band(target: torch.Tensor, radius: int = 10) -> torch.Tensor:
     return (functional.max_pool2d(partly, 2 * radius + 1, 1, radius) > 0).reshape(target.shape)
 
 
-register(
+def register_with_band(metric: Metric) -> None:
+    """Register a metric of mattes, and its variant that counts the unknown band alone, as ``<name>_band``."""
+    register(metric)
+    register(
+        dataclasses.replace(
+            metric,
+            name=f"{metric.name}_band",
+            label=f"{metric.label}, band",
+            variant=f"as {metric.name}, but only near the reference's partly covered pixels, its unknown band",
+            function=functools.partial(_in_band, of=metric.function),
+            of="matte",
+            settings={**metric.settings, "band": BAND},
+        )
+    )
+
+
+def _in_band(pred: torch.Tensor, target: torch.Tensor, *, of: Callable, band: int, **more) -> float | torch.Tensor:
+    return of(pred, target, mask=unknown_band(target, band), **more)
+
+
+register_with_band(
     Metric(
         name="iou",
         label="IoU",
@@ -180,7 +208,7 @@ register(
         of="matte",
     )
 )
-register(
+register_with_band(
     Metric(
         name="mse",
         label="MSE",
@@ -192,7 +220,7 @@ register(
         of="any",
     )
 )
-register(
+register_with_band(
     Metric(
         name="mse_255",
         label="MSE",
@@ -206,7 +234,7 @@ register(
         settings={"scale": 255.0},
     )
 )
-register(
+register_with_band(
     Metric(
         name="mad",
         label="MAD",
@@ -218,7 +246,7 @@ register(
         of="any",
     )
 )
-register(
+register_with_band(
     Metric(
         name="sad",
         label="SAD",

@@ -12,8 +12,8 @@ from torch.nn import functional
 from ..errors import I2IError
 from ..runtime import require
 from ._pair import as_batch, check_pair, masked_sum, told
-from .catalogue import Metric, register
-from .matte import RHEMANN
+from .catalogue import Metric
+from .matte import RHEMANN, register_with_band
 
 _SIGMA = 1.4
 _RADIUS = math.ceil(_SIGMA * math.sqrt(-2 * math.log(math.sqrt(2 * math.pi) * _SIGMA * 0.01)))  # of weights above 0.01
@@ -194,7 +194,7 @@ def _phi(matte: np.ndarray, level: np.ndarray) -> np.ndarray:
     return 1 - np.where(distance >= np.float32(_SMALLEST_DISTANCE), distance, np.float32(0))
 
 
-register(
+register_with_band(
     Metric(
         name="gradient_error",
         label="Grad",
@@ -207,7 +207,7 @@ register(
         unit="10³",
     )
 )
-register(
+register_with_band(
     Metric(
         name="connectivity_error",
         label="Conn",
@@ -220,7 +220,7 @@ register(
         unit="10³",
     )
 )
-register(
+register_with_band(
     Metric(
         name="connectivity_error_python",
         label="Conn, Python copies",

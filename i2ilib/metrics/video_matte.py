@@ -12,6 +12,7 @@ from ..errors import I2IError
 from ..runtime import require
 from ._pair import check_image, check_pair, flat, mask_like, masked_mean, told
 from .catalogue import Metric, register
+from .matte import register_with_band
 
 EROFEEV = "Erofeev et al., Perceptually Motivated Benchmark for Video Matting, BMVC 2015, doi:10.5244/C.29.99"
 
@@ -172,7 +173,7 @@ def _estimated(clip: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(found))
 
 
-register(
+register_with_band(
     Metric(
         name="dtssd",
         label="dtSSD",
