@@ -46,6 +46,53 @@ def test_frames_of_a_batch_do_not_touch(photo, name):
     assert all(torch.equal(one, FAULTS[name](frame, strength)) for one, frame in zip(found, batch, strict=True))
 
 
+SIDES = st.sampled_from([1, 2, 3, 5, 8, 13, 17])
+
+
+@settings(max_examples=20, deadline=None)
+@pytest.mark.parametrize("name", sorted(set(FAULTS) - {"x265"}))
+@given(batch=st.sampled_from([(), (1,), (2,)]), height=SIDES, width=SIDES, seed=st.integers(0, 99))
+def test_grey_fares_as_three_equal_channels_at_any_size(name, batch, height, width, seed):
+    grey = torch.rand((*batch, 1, height, width), generator=torch.Generator().manual_seed(seed))
+    colours = grey.expand(*batch, 3, height, width)
+    found, coloured = (FAULTS[name](picture, FAULTS[name].strengths[-1]) for picture in (grey, colours))
+    assert found.shape == grey.shape and coloured.shape == colours.shape
+    assert all(picture.min() >= 0 and picture.max() <= 1 for picture in (found, coloured))
+    if name != "noise":  # which is drawn for each channel
+        torch.testing.assert_close(coloured, found.expand_as(colours), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", [*FAULTS, "resize"])
+@pytest.mark.parametrize(
+    "shape", [(64, 64), (2, 64, 64), (4, 64, 64), (0, 3, 64, 64), (3, 0, 64), (2, 2, 3, 64, 64), torch.uint8]
+)
+def test_what_is_no_picture_is_refused(name, shape):
+    images = torch.zeros(3, 64, 64, dtype=shape) if isinstance(shape, torch.dtype) else torch.zeros(shape)
+    with pytest.raises(I2IError, match=r"^(images|frames): expected floating point, \(C, H, W\) or .*got \("):
+        faults.resize(images, (32, 32)) if name == "resize" else FAULTS[name](images, FAULTS[name].strengths[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "strength", "words"),
+    [
+        ("banding", 2.7, "q: expected a power of two from 1 to 128, got 2.7"),
+        ("jpeg", 50.7, "quality: expected a whole number from 1 to 100, got 50.7"),
+        ("jpeg", 0, "quality: expected a whole number from 1 to 100, got 0"),
+        ("jpeg", 101, "quality: expected a whole number from 1 to 100, got 101"),
+        ("x265", 51.5, "crf: expected 0 to 51, got 51.5"),
+        ("x265", float("nan"), "crf: expected 0 to 51, got nan"),
+    ],
+)
+def test_strengths_that_the_codec_does_not_have(photo, name, strength, words):
+    with pytest.raises(I2IError, match=words):
+        FAULTS[name](photo, strength)
+
+
+def test_whole_strengths_may_come_as_floats(photo):
+    for name, strength in (("banding", 4), ("jpeg", 50), ("x265", 30)):
+        assert torch.equal(FAULTS[name](photo, float(strength)), FAULTS[name](photo, strength))
+
+
 def test_blur_is_a_gaussian_of_that_sigma():
     point = torch.zeros(1, 41, 41, dtype=torch.float64)
     point[0, 20, 20] = 1
@@ -85,7 +132,15 @@ def test_x265_keeps_colours_and_codes_a_batch_as_a_clip(photo):
     assert not torch.equal(coded[3], faults.x265(pan[3], 30))  # it is predicted from those before
 
 
-@pytest.mark.parametrize("shape", [(3, 63, 64), (3, 64, 30)])
+def test_x265_codes_grey_as_three_equal_channels(photo):
+    grey = photo.mean(0, keepdim=True)
+    found = faults.x265(torch.stack([grey, grey.flip(-1)]), 4)
+    assert found.shape == (2, *grey.shape) and 255 * (found[0] - grey).abs().max() < 5
+    coloured = faults.x265(torch.stack([grey, grey.flip(-1)]).expand(2, *photo.shape), 4)
+    torch.testing.assert_close(coloured, found.expand_as(coloured), atol=1.01 / 255, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(3, 63, 64), (3, 64, 30), (1, 64, 65), (1, 1, 1)])
 def test_x265_names_the_sizes_that_it_takes(shape):
     with pytest.raises(I2IError, match=r"even sides of 32.*got"):
         faults.x265(torch.zeros(shape), 23)
@@ -187,6 +242,8 @@ def test_resize(photo):
     small = faults.resize(photo, (32, 48))
     assert small.shape == (3, 32, 48)
     assert faults.resize(torch.stack([small] * 2), (64, 96), "lanczos").shape == (2, *photo.shape)
+    assert faults.resize(photo[:, :1, :1], (1, 5)).shape == (3, 1, 5)
+    assert faults.resize(photo[:1, :1], (7, 1)).shape == (1, 7, 1)
     grey = torch.full((1, 20, 30), 100 / 255)
     torch.testing.assert_close(faults.resize(grey, (7, 90), "lanczos"), torch.full((1, 7, 90), 100 / 255))
     assert mse(faults.resize(small, (64, 96), "lanczos"), photo) < mse(faults.resize(small, (64, 96)), photo)

@@ -2,7 +2,9 @@
 
 A fault is a plain function of pictures and a strength, which gives pictures of the same shape. :data:`FAULTS` lists
 them with the unit of their strength and a ladder from mild to strong; :func:`tuned` finds the strength that makes a
-given error. Pictures are sRGB codes in [0, 1], (C, H, W) or (N, C, H, W); the frames of a batch are those of a clip.
+given error. Pictures are sRGB codes in [0, 1], floating point, (C, H, W) or (N, C, H, W); the frames of a batch are
+those of a clip. One channel is grey, and fares as three equal channels do; other than one or three, and whatever else
+is no such picture, is an :class:`~i2ilib.I2IError`.
 """
 
 from __future__ import annotations
@@ -52,23 +54,36 @@ class Fault:
 
 def blur(images: torch.Tensor, sigma: float) -> torch.Tensor:
     """Gaussian of ``sigma`` pixels."""
+    _check(images)
     return _by_plane(images, lambda plane: ndimage.gaussian_filter(plane, sigma, mode="nearest"))
 
 
 def noise(images: torch.Tensor, sigma: float, *, seed: int = 0) -> torch.Tensor:
     """Gaussian noise of ``sigma`` 8-bit codes, drawn for each channel; what leaves [0, 1] is cut off."""
+    _check(images)
     drawn = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
     return (images + drawn.to(images) * (sigma / 255)).clamp(0, 1)
 
 
 def banding(images: torch.Tensor, q: float) -> torch.Tensor:
-    """2q + 1 levels: through [-q, q] and whole numbers, as an INT8 network with that input range sees it."""
-    q = int(q)
+    """2q + 1 levels: through [-q, q] and whole numbers, as an INT8 network with that input range sees it.
+
+    Raises:
+        I2IError: If ``q`` is no power of two from 1 to 128.
+    """
+    _check(images)
     return colour.from_fixed(colour.from_int8(colour.to_int8(colour.to_fixed(images, q)), dtype=images.dtype), q)
 
 
 def jpeg(images: torch.Tensor, quality: float) -> torch.Tensor:
-    """JPEG by libjpeg's ``quality``, 4:2:0, as Pillow writes it."""
+    """JPEG by libjpeg's ``quality``, 4:2:0, as Pillow writes it.
+
+    Raises:
+        I2IError: If ``quality`` is no whole number from 1 to 100.
+    """
+    _check(images)
+    if quality not in range(1, 101):  # libjpeg would take another one without a word
+        raise I2IError("quality", expected="a whole number from 1 to 100", got=quality)
 
     def through(codes: np.ndarray) -> np.ndarray:
         buffer = io.BytesIO()
@@ -82,14 +97,18 @@ def x265(images: torch.Tensor, crf: float) -> torch.Tensor:
     """HEVC by x265 at a constant rate factor, 8 bits, 4:2:0, BT.709; of a batch, one clip at 24 frames a second.
 
     Raises:
-        I2IError: If a side is odd or below 32 pixels.
+        I2IError: If a side is odd or below 32 pixels, or ``crf`` leaves 0 to 51.
         UnavailableError: If there is no ffmpeg.
     """
+    _check(images)
+    if not 0 <= crf <= 51:
+        raise I2IError("crf", expected="0 to 51", got=crf)
     height, width = images.shape[-2:]
     if height % 2 or width % 2 or min(height, width) < 32:
         raise I2IError("images", expected="even sides of 32 pixels or more", got=f"{height}×{width}")
     frames = _codes(images.reshape(-1, *images.shape[-3:]))
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", "24"]
+    layout = "gray" if frames.shape[-1] == 1 else "rgb24"
+    raw = ["-f", "rawvideo", "-pix_fmt", layout, "-video_size", f"{width}x{height}", "-framerate", "24"]
     flags = "flags=bicubic+accurate_rnd+full_chroma_int"
     x265 = ["-c:v", "libx265", "-crf", f"{crf:g}", "-pix_fmt", "yuv420p"]
     x265 += ["-x265-params", "log-level=none:pools=1:frame-threads=1", "-colorspace", "bt709", "-color_range", "tv"]
@@ -99,20 +118,22 @@ def x265(images: torch.Tensor, crf: float) -> torch.Tensor:
         expected = "ffmpeg to code the clip"
         feed = (frame.tobytes() for frame in frames)
         ffmpeg.run([*raw, "-i", "pipe:0", *there], what="x265", expected=expected, folder=folder, feed=feed)
-        back = ["-i", "clip.mkv", *back, "-f", "rawvideo", "-pix_fmt", "rgb24", "back.rgb"]
+        back = ["-i", "clip.mkv", *back, "-f", "rawvideo", "-pix_fmt", layout, "back.raw"]
         ffmpeg.run(back, what="x265", expected=expected, folder=folder)
-        decoded = np.fromfile(Path(folder, "back.rgb"), np.uint8).reshape(frames.shape)
+        decoded = np.fromfile(Path(folder, "back.raw"), np.uint8).reshape(frames.shape)
     return _tensor(decoded, images)
 
 
 def shift(images: torch.Tensor, pixels: float) -> torch.Tensor:
     """To the right by ``pixels``, by a cubic spline; the left edge is repeated."""
+    _check(images)
     moved = _by_plane(images, lambda plane: ndimage.shift(plane, (0, pixels), order=3, mode="nearest"))
     return moved.clamp(0, 1)
 
 
 def brightness(images: torch.Tensor, codes: float) -> torch.Tensor:
     """Brighter by 8-bit codes; what passes 1 is cut off."""
+    _check(images)
     return (images + codes / 255).clamp(0, 1)
 
 
@@ -122,6 +143,7 @@ def sharpen(images: torch.Tensor, amount: float, *, size: int = 5) -> torch.Tens
     Raises:
         I2IError: If ``size`` is neither 3 nor 5.
     """
+    _check(images)
     if size not in _BINOMIAL:
         raise I2IError("size", expected="3 or 5 pixels", got=size)
     taps = np.array(_BINOMIAL[size]) / sum(_BINOMIAL[size])
@@ -136,17 +158,22 @@ def sharpen(images: torch.Tensor, amount: float, *, size: int = 5) -> torch.Tens
 
 def matrix(images: torch.Tensor, share: float) -> torch.Tensor:
     """Y'CbCr made by BT.601 and read by BT.709: reds and greens move. ``share`` 1 is the fault, less is a mix."""
+    _check(images)
+    if images.shape[-3] == 1:
+        return images.clamp(0, 1)  # grey has no chroma, by either matrix
     wrong = images.new_tensor(np.linalg.inv(_to_ycc("bt709")) @ _to_ycc("bt601"))
     return _mixed(images, torch.einsum("ij,...jhw->...ihw", wrong, images), share)
 
 
 def value_range(images: torch.Tensor, share: float) -> torch.Tensor:
     """Limited range shown as full: black is code 16, white 235. ``share`` 1 is the fault, less is a mix."""
+    _check(images)
     return _mixed(images, (16 + 219 * images) / 255, share)
 
 
 def gamma_twice(images: torch.Tensor, share: float) -> torch.Tensor:
     """The sRGB curve applied to sRGB codes once more. ``share`` 1 is the fault, less is a mix."""
+    _check(images)
     return _mixed(images, colour.linear_to_srgb(images), share)
 
 
@@ -181,8 +208,9 @@ def tuned(name: str, images: torch.Tensor, mse: float) -> float:
         >>> round(tuned("brightness", grey, (10 / 255) ** 2), 2)
         10.0
     """
-    if name not in FAULTS or name == "banding":
-        raise I2IError("fault", expected=" or ".join(set(FAULTS) - {"banding"}), got=repr(name))
+    names = [known for known in FAULTS if known != "banding"]
+    if name not in names:
+        raise I2IError("fault", expected=" or ".join(names), got=repr(name))
     fault = FAULTS[name]
 
     def error(strength: float) -> float:
@@ -218,16 +246,27 @@ def resize(frames: torch.Tensor, size: tuple[int, int], kernel: str = "bicubic")
     """Frames in another size, by Pillow on 8-bit codes: with a window that grows as the picture shrinks.
 
     Args:
-        frames: (C, H, W) or (N, C, H, W), C one or three.
+        frames: As for a fault.
         size: Height and width.
         kernel: "bicubic" or "lanczos".
 
     Raises:
         I2IError: If the kernel is unknown.
     """
+    _check(frames, "frames")
     if kernel not in _KERNELS:
         raise I2IError("kernel", expected=" or ".join(_KERNELS), got=repr(kernel))
     return _by_codes(frames, lambda codes: np.asarray(Image.fromarray(codes).resize(size[::-1], _KERNELS[kernel])))
+
+
+def _check(images: torch.Tensor, name: str = "images") -> None:
+    shape = tuple(images.shape)
+    if not (images.is_floating_point() and len(shape) in (3, 4) and shape[-3] in (1, 3) and images.numel()):
+        raise I2IError(
+            name,
+            expected="floating point, (C, H, W) or (N, C, H, W), one or three channels, not empty",
+            got=f"{shape} {images.dtype}",
+        )
 
 
 def _mixed(images: torch.Tensor, wrong: torch.Tensor, share: float) -> torch.Tensor:
@@ -251,7 +290,8 @@ def _by_plane(images: torch.Tensor, function: Callable[[np.ndarray], np.ndarray]
 def _by_codes(images: torch.Tensor, function: Callable[[np.ndarray], np.ndarray]) -> torch.Tensor:
     """A function of 8-bit pictures, (H, W, 3) or (H, W), on each."""
     frames = _codes(images.reshape(-1, *images.shape[-3:]))
-    return _tensor(np.stack([function(frame.squeeze()) for frame in frames]), images)
+    grey = frames.shape[-1] == 1
+    return _tensor(np.stack([function(frame[..., 0] if grey else frame) for frame in frames]), images)
 
 
 def _codes(frames: torch.Tensor) -> np.ndarray:
