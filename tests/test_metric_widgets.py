@@ -114,11 +114,48 @@ def test_agreement_counts_opinions(pairs):
     found = agreement(pairs, as_a)
     assert found.loc["A"].tolist() == [6, 6] and found.loc["B"].tolist() == [0, 6]
     assert found.loc["same"].tolist() == found.loc["none"].tolist() == [0, 0]
-    near = [ChoicePair(None, None, None, ("a", "b"), {"A": (100.0, 100.5)})]
-    assert (
-        agreement(near, ["right"]).loc["A", "of"] == 0 and agreement(near, ["right"], tie=0.001).loc["A", "agreed"] == 1
-    )
     assert agreement([], []).empty
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "tie", "told"),
+    [
+        (100.0, 100.5, 0.01, [0, 0]),
+        (100.0, 100.5, 0.001, [1, 1]),
+        (99.0, 100.0, 0.01, [0, 0]),  # the share is of the larger loss, and the bound itself a tie
+        (98.9, 100.0, 0.01, [1, 1]),
+        (-30.2, -30.0, 0.01, [0, 0]),  # scores of which the higher are better, as dB
+        (-31.0, -30.0, 0.01, [1, 1]),
+        (-0.1, 0.1, 0.5, [1, 1]),
+        (5.0, 5.0, 0.0, [0, 0]),
+        (5.0, math.nextafter(5.0, 6), 0.0, [1, 1]),
+        (0.0, 0.0, 0.01, [0, 0]),
+        (0.0, 1e-9, 0.01, [1, 1]),
+        (-math.inf, -30.0, 0.01, [1, 1]),  # PSNR of an equal picture
+        (-math.inf, -30.0, 0.0, [1, 1]),
+        (-math.inf, -math.inf, 0.01, [0, 0]),
+        (math.nan, 1.0, 0.01, [0, 0]),
+        (1.0, math.nan, 0.0, [0, 0]),
+    ],
+)
+def test_what_is_a_tie(left, right, tie, told):
+    """Of pairs whose right side is worse, if there is a difference; and the same by exchanged sides."""
+    here, there = (ChoicePair(None, None, None, ("a", "b"), {"A": two}) for two in ((left, right), (right, left)))
+    assert agreement([here], ["right"], tie=tie).loc["A"].tolist() == told
+    assert agreement([there], ["left"], tie=tie).loc["A"].tolist() == told
+    assert agreement([here], ["left"], tie=tie).loc["A"].tolist() == [0, told[1]]
+
+
+def test_agreement_of_pairs_with_different_metrics():
+    pairs = [ChoicePair(None, None, None, ("a", "b"), losses) for losses in ({"A": (1, 2)}, {"A": (2, 1), "B": (2, 1)})]
+    found = agreement(pairs, ["right", "right"])
+    assert found.loc["A"].tolist() == [1, 2] and found.loc["B"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("tie", [-0.01, 1, math.nan])
+def test_agreement_refuses_what_is_no_share(pairs, tie):
+    with pytest.raises(I2IError, match="tie: expected a share from 0 to below 1"):
+        agreement(pairs, ["left"] * 6, tie=tie)
 
 
 @pytest.mark.parametrize("choices", [["left"], ["left"] * 5 + ["both"]])

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import html
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import ipywidgets as ipw
@@ -178,20 +179,26 @@ def agreement(pairs: Sequence[ChoicePair], choices: Sequence[str], *, tie: float
     Args:
         pairs: In order.
         choices: "left" or "right" for each: the worse one.
-        tie: Share of the larger loss below which a metric has no opinion of a pair.
+        tie: A metric has no opinion of a pair whose two losses differ by at most this share of the larger one, signs
+            aside: by 0.01, it calls 30 and 30.2 dB alike. The share is counted from the zero of the loss, so scores
+            near the top of a scale, as SSIM near 1, tie easily; their distances from the top, as losses, do not.
 
     Returns:
-        A row a metric: ``agreed``, ``of`` (pairs of which it has an opinion).
+        A row a metric: ``of``, the pairs of which it has an opinion, neither a tie nor with a NaN; and ``agreed``,
+        those of them in which it calls worse what the person called worse.
 
     Raises:
-        I2IError: If there is not one choice a pair, or it is another word.
+        I2IError: If there is not one choice a pair, or it is another word; or ``tie`` is below 0, or 1 or more.
     """
+    if not 0 <= tie < 1:
+        raise I2IError("tie", expected="a share from 0 to below 1", got=tie)
     if len(choices) != len(pairs) or not set(choices) <= {"left", "right"}:
         raise I2IError("choices", expected=f"left or right, {len(pairs)} times", got=list(choices))
-    rows = {metric: [0, 0] for metric in pairs[0].losses} if pairs else {}
+    rows = {metric: [0, 0] for pair in pairs for metric in pair.losses}
     for pair, chosen in zip(pairs, choices, strict=True):
         for metric, (left, right) in pair.losses.items():
-            if abs(left - right) > tie * max(abs(left), abs(right)):  # not so for NaN
+            unknown = math.isnan(left) or math.isnan(right)
+            if not (unknown or math.isclose(left, right, rel_tol=tie)):  # infinity is close to itself alone
                 rows[metric][0] += (left > right) == (chosen == "left")
                 rows[metric][1] += 1
     return pd.DataFrame.from_dict(rows, orient="index", columns=["agreed", "of"])
