@@ -41,8 +41,16 @@ def test_the_command(monkeypatch, capsys, tmp_path):
     assert {row["arm"] for row in told["rows"]} == {"float", "PTQ"} and told["seeds"] == 1
     assert all(set(row["scores"]) == {"iou", "mse", "dtssd"} for row in told["rows"])
     assert runtime.recorded("flicker")["result"]["sample clip"]["rows"] == told["rows"]
-    flicker.main(["--preset", "smoke"])  # kept: nothing is computed again
-    assert "dtssd" in capsys.readouterr().out
+
+    def again(*_):
+        raise AssertionError("what is kept was computed again")
+
+    monkeypatch.setattr(ptq_qat, "arrive", again)
+    flicker.main(["--preset", "smoke", "--json"])
+    assert json.loads(capsys.readouterr().out)["sample clip"]["rows"] == told["rows"]
+    flicker.main(["--preset", "smoke"])
+    table = capsys.readouterr().out
+    assert all(f"dtssd {row['scores']['dtssd']:.5g}" in table for row in told["rows"])
 
 
 def test_the_actors_are_rendered_once(monkeypatch, tmp_path):

@@ -220,7 +220,7 @@ def test_any_log_is_read(scores):
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=5), st.data())
 def test_a_cut_log_is_refused(scores, data):
     text = written(scores)
-    with pytest.raises(IntegrityError, match="log"):
+    with pytest.raises(IntegrityError, match="libvmaf's log: expected JSON with frames and pooled values"):
         parse_log(text[: data.draw(st.integers(0, len(text) - 1))])
 
 
@@ -636,14 +636,19 @@ def stand_in(tmp_path, monkeypatch, script):
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(path))
 
 
+PROBE = 'case "$*" in *split\\[d\\]*) cat > /dev/null; exit;; esac'  # whether it knows the model: it does
+NONE_KNOWN = r"model: expected one that this libvmaf knows \(\), got 'vmaf_v0.6.1'"
+
+
 @POSIX
 @pytest.mark.parametrize(
     ("script", "error", "message"),
     [
         ("cat > /dev/null", IntegrityError, "libvmaf: expected a log, got none"),
-        ("cat > /dev/null; echo '{\"frames\": [' > vmaf.json", IntegrityError, "libvmaf's log"),
-        ("cat > /dev/null; echo '[a @ 0x1] first' >&2; echo last >&2; exit 3", I2IError, "knows"),
-        ("exit 0", I2IError, "."),
+        ("cat > /dev/null; echo '{\"frames\": [' > vmaf.json", IntegrityError, "libvmaf's log: expected JSON"),
+        ("cat > /dev/null; echo '[a @ 0x1] first' >&2; echo last >&2; exit 3", UnavailableError, NONE_KNOWN),
+        ("exit 0", UnavailableError, NONE_KNOWN),  # it takes no frame, of none of the models
+        (f"{PROBE}; exit 0", FrameError, "dist against ref: expected ffmpeg to score it, got no word"),
     ],
 )
 def test_an_ffmpeg_that_does_not_do_its_work(tmp_path, monkeypatch, script, error, message):
@@ -655,8 +660,7 @@ def test_an_ffmpeg_that_does_not_do_its_work(tmp_path, monkeypatch, script, erro
 
 @POSIX
 def test_errors_quote_the_last_lines(tmp_path, monkeypatch):
-    probe = 'case "$*" in *split\\[d\\]*) cat > /dev/null; exit;; esac'  # whether it knows the model
-    script = f'{probe}; echo "[a @ 0x1] first" >&2; echo last >&2; kill -9 $$'
+    script = f'{PROBE}; echo "[a @ 0x1] first" >&2; echo last >&2; kill -9 $$'
     stand_in(tmp_path, monkeypatch, script)
     with pytest.raises(FrameError, match=r"dist against ref: expected ffmpeg .*signal 9, and a: first / last"):
         metrics.vmaf(picture(), picture())

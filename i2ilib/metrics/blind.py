@@ -37,9 +37,8 @@ def brisque(
     picture becomes grey by BT.601 and is rounded to 8 bits, as the authors' code reads it. The model was fitted to
     photographs with five kinds of distortion and knows no others; scores of mattes or drawings mean nothing.
 
-    Implementations agree to 0.01 but where many pixels lie in areas of one value, as in strong JPEG: the fit counts
-    signs, there those of rounding errors, and the order of a sum decides. For goldhill_jpeg.gif, a sixth of it even,
-    they give 74.5 to 75.1. The package brisque holds another model.
+    Implementations agree closely but where many pixels lie in areas of one value, as in strong JPEG: the fit counts
+    signs, there those of rounding errors, and the order of a sum decides. The package brisque holds another model.
 
     Args:
         image: (N, C, H, W), (C, H, W) or (H, W), RGB or grey, values in [0, ``value_range``], sides of 14 or more.

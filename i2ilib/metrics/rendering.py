@@ -25,7 +25,7 @@ def flip(
     """LDR-FLIP, by NVIDIA's flip-evaluator: colour and edge differences after the eye's blur, mean over the pixels.
 
     Lower is better, 0 for equal images, at most 1. No gradient: it is compiled code on the CPU, whatever the device,
-    and takes seconds a megapixel. For pictures as a display shows them, sRGB in [0, ``value_range``]; HDR-FLIP, for
+    and slow for large pictures. For pictures as a display shows them, sRGB in [0, ``value_range``]; HDR-FLIP, for
     linear radiance, is not covered, and clipped radiance is no substitute for it.
 
     Args:

@@ -20,7 +20,8 @@ def flicker(run: runtime.Run, clips: Sequence[videomatte.Clip], name: str, *, se
     """The study on some clips, with its statistics; what was computed before is kept in ``runs/``.
 
     Args:
-        run: Gives the preset: smoke takes seconds, quick minutes, full half an hour on six clips.
+        run: Gives the preset: how many seeds, steps and patches for calibration; each takes much longer than the last,
+            from smoke by quick to full.
         clips: All of as many frames.
         name: Of the task.
         seeds: How many; the preset's by default.
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m i2ilib.studies.flicker", description=main.__doc__.split(": ")[1])
     parser.add_argument("--preset", choices=runtime.PRESETS, help="default: I2I_PRESET, else quick")
     parser.add_argument("--seeds", type=int, help="how many (default: the preset's)")
-    parser.add_argument("--actors", action="store_true", help="also on six actors, rendered first: an hour or more")
+    parser.add_argument("--actors", action="store_true", help="also on six actors, rendered first: takes long")
     parser.add_argument("--record", action="store_true", help="keep the result in data/results")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
