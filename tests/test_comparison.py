@@ -264,7 +264,7 @@ def test_small_pictures_say_what_they_are_too_small_for(tmp_path, capsys):
     scores = told["candidates"][0]["scores"]
     assert code == 0 and scores["psnr"]["n"] == scores["ssim"]["n"] == 1
     assert "161 pixels or more" in scores["ms_ssim"]["not_available"]
-    assert "18" in scores["vmaf_v0.6.1"]["not_available"]
+    assert "expected sides of 18 pixels or more, for vmaf_v0.6.1, got 17×17" in scores["vmaf_v0.6.1"]["not_available"]
 
 
 def test_other_bad_input(clips, tmp_path, capsys):

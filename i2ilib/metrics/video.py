@@ -186,8 +186,8 @@ def _agreed(sides: Sequence[Side], model: str) -> int | None:
     short = MODELS.get(model, 18)
     long = max(short, _LONGER) if "_v1." in model else short
     if min(dist.size) < short or max(dist.size) < long:
-        want = f"a shorter side of {short} pixels or more and a longer one of {long}, for {model}"
-        raise I2IError(dist.name, expected=want, got=f"{dist.size[0]}×{dist.size[1]}")
+        want = f"sides of {short} pixels or more" + (f", the longer of {long}" if long > short else "")
+        raise I2IError(dist.name, expected=f"{want}, for {model}", got=f"{dist.size[0]}×{dist.size[1]}")
     if None not in (dist.count, ref.count) and dist.count != ref.count:
         raise unequal(dist, str(dist.count), ref, str(ref.count))
     return dist.count or ref.count

@@ -84,7 +84,7 @@ def messddt(
             estimated: by scikit-image's ``optical_flow_tvl1``, from ``target``, or from ``frames``. Its regularisation
             carries the motion of the outline into the flat inside and outside of a matte, where
             ``optical_flow_ilk``, which solves each window alone, has nothing to go by and goes astray by many pixels.
-            It is slow: expect seconds a pair of frames.
+            It is slow.
         frames: Pictures to estimate the motion from, (N, any, H, W) in [0, 1]; the mean of their channels is used.
         mask: The pixels to count, as for :func:`dtssd`.
         reduction: "mean" over the pairs of consecutive frames, or "none".
