@@ -537,7 +537,7 @@ def test_sizes(tmp_path):
     small = frames[..., :17, :40]
     with pytest.raises(I2IError, match=r"dist: expected sides of 18 pixels or more, for vmaf_v0.6.1, got 40×17"):
         metrics.vmaf(small, small)
-    with pytest.raises(I2IError, match="sides of 180 pixels or more, the longer of 216, for .*, got 96×54"):
+    with pytest.raises(I2IError, match=r"sides of 180 pixels or more, the longer of 216, for .*, got 96×54"):
         metrics.vmaf(frames, frames, model="vmaf_v1.0.16_3d0h")
     path = folder_of(frames, tmp_path / "f")
     write_image(path / "f001.png", frames[:1, :, :50], bits=8)
