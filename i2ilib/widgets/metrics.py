@@ -85,10 +85,11 @@ class MetricExplorer(_Pictured):
         self.photo = ipw.Dropdown(options=list(self.photos), description="picture", **wide)
         self.fault = ipw.Dropdown(options=names, description="fault", **wide)
         self.strength = ipw.SelectionSlider(options=[("0", 0)], description="strength", **wide)
+        self.unit = ipw.Label(layout={"width": "12em"})  # beside the slider, whose own readout is short
         self.ask = ipw.Button(description="ask the slow metrics", layout={"width": "14em"})
         self.picture = ipw.Image(format="png", layout={"max_width": "98%", "align_self": "flex-start"})
         self.table = ipw.HTML()
-        controls = [ipw.HBox([self.photo, self.fault]), ipw.HBox([self.strength, self.ask])]
+        controls = [ipw.HBox([self.photo, self.fault]), ipw.HBox([self.strength, self.unit, self.ask])]
         super().__init__([*controls, self.picture, self.table])
         for control in (self.photo, self.strength):
             control.observe(self._update, "value")
@@ -100,7 +101,8 @@ class MetricExplorer(_Pictured):
         """The strengths of the fault that was chosen, the middle one first."""
         fault = FAULTS[self.fault.value]
         self.strength.unobserve(self._update, "value")  # new options choose the first of them for a moment
-        self.strength.options = [(f"{value:g} {fault.unit}", value) for value in fault.strengths]
+        self.strength.options = [(f"{value:g}", value) for value in fault.strengths]
+        self.unit.value = fault.unit
         self.strength.index = len(fault.strengths) // 2
         self.strength.observe(self._update, "value")
         self._update()
