@@ -10,6 +10,7 @@ from i2ilib.datasets import videomatte
 from i2ilib.metrics import iou, paired
 from i2ilib.protocol import PAPER_TABLE_1
 from i2ilib.quant import with_positions
+from i2ilib.studies import flicker
 from i2ilib.train import MattingConfig
 
 
@@ -62,3 +63,22 @@ def test_sharpening_beats_srunet_by_plain_vmaf_and_loses_by_neg():
     assert all(len(scores) == kept["frames"] for row in kept["vmaf_per_frame"].values() for scores in row.values())
     plain, neg = (paired(ours[m], theirs[m], block=12) for m in ("vmaf_v0.6.1", "vmaf_v0.6.1neg"))
     assert plain.high < 0 < neg.low
+
+
+def test_int8_by_calibration_flickers_more_than_float():
+    """Of the same frames and networks, on every actor, while the squared error does not tell them apart."""
+    result = runtime.recorded("flicker")["result"]
+    assert set(result) == {"sample clip", "six actors"} and result["six actors"]["seeds"] == 3
+    rows = result["six actors"]["rows"]
+    clips = result["six actors"]["about"]["clips"]
+    assert len(clips) == 6 and len(rows) == 3 * len(flicker.ARMS)
+
+    def by_actor(arm, metric):
+        of = [row["scores"] for row in rows if row["arm"] == arm]
+        return [sum(scores[f"{metric}/{clip}"] for scores in of) / len(of) for clip in clips]
+
+    ours, theirs = (by_actor(arm, "dtssd") for arm in ("PTQ", "float"))
+    assert all(a > b for a, b in zip(ours, theirs, strict=True))
+    assert paired(ours, theirs).verdict(higher_is_better=False) == "worse"
+    errors = paired(by_actor("PTQ", "mse"), by_actor("float", "mse"))
+    assert errors.verdict(higher_is_better=False) == "no difference"
