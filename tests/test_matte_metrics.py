@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage
 from skimage import io
 from skimage.metrics import mean_squared_error
 
@@ -85,3 +88,18 @@ def test_bad_options():
         metrics.mse(x, x, scale=0)
     with pytest.raises(I2IError, match="value_range: expected above 0"):
         metrics.mse(x, x, value_range=0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 30), st.integers(0, 6))
+def test_the_unknown_band_is_scipys_dilation(seed, height, width, radius):
+    rng = np.random.default_rng(seed)
+    alpha = rng.choice([0.0, 0.5, 1.0], (2, 1, height, width), p=[0.5, 0.05, 0.45])
+    band = metrics.unknown_band(torch.from_numpy(alpha), radius).numpy()
+    square = np.ones((2 * radius + 1,) * 2)
+    for image, found in zip(alpha, band, strict=True):
+        assert (found[0] == ndimage.binary_dilation(image[0] == 0.5, square)).all()
+
+
+def test_a_band_of_less_than_nothing():
+    with pytest.raises(I2IError, match="radius: expected 0 or more, got -1"):
+        metrics.unknown_band(torch.zeros(1, 1, 4, 4), -1)

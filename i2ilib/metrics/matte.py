@@ -173,7 +173,9 @@ def unknown_band(target: torch.Tensor, radius: int = BAND) -> torch.Tensor:
         raise I2IError("radius", expected="0 or more", got=radius)
     target, _ = check_pair(target, target, value_range=1.0)
     partly = as_batch((target > 0) & (target < 1)).float()
-    return (functional.max_pool2d(partly, 2 * radius + 1, 1, radius) > 0).reshape(target.shape)
+    for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
+        partly = functional.max_pool2d(partly, kernel, 1, padding)  # a square's maximum: down, then across
+    return (partly > 0).reshape(target.shape)
 
 
 def register_with_band(metric: Metric) -> None:
