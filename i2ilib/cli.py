@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"i2i: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("i2i: interrupted; the same command goes on from here", file=sys.stderr)
+        kept = getattr(options, "keep", "all")  # `compare` keeps whole candidates, where it is told to
+        end = {"all": "; the same command goes on from here", None: ""}.get(kept, "; what was scored whole is kept")
+        print(f"i2i: interrupted{end}", file=sys.stderr)
         return 130
 
 
@@ -390,12 +393,12 @@ def _compare(options: argparse.Namespace) -> int:
     from .comparison import MATTES, PICTURES, compare
     from .runtime import atomic_path
 
-    names = options.metrics or ",".join(MATTES if options.mattes else PICTURES)
+    names = ",".join(MATTES if options.mattes else PICTURES) if options.metrics is None else options.metrics
     names = [name.strip() for name in names.split(",")]
     if options.worst_by and options.worst_by not in names:
         raise I2IError("--worst-by", expected="one of " + ", ".join(names), got=repr(options.worst_by))
-    if options.csv and options.csv.is_dir():
-        raise I2IError(str(options.csv), expected="a file to write", got="a folder")
+    for path in filter(None, (options.csv, options.plot, options.keep and options.keep / "scores.json")):
+        _writable(path)
     if options.plot and options.plot.suffix.lower() not in _PLOTS:
         raise I2IError(str(options.plot), expected="a name ending in " + ", ".join(_PLOTS), got=options.plot.suffix)
     found = compare(
@@ -425,6 +428,17 @@ def _compare(options: argparse.Namespace) -> int:
         tables = {c.name: c.per_frame().reindex(every) for c in found.candidates}
         save(comparison(tables, found.worst_frame(options.worst_by)), options.plot)
     return 1 if any(candidate.failed for candidate in found.candidates) else 0
+
+
+def _writable(path: Path) -> None:
+    """Refuse a place that cannot be written, before the work is done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise I2IError(str(path.parent), expected="a folder to write to", got=error.strerror) from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        got = "a folder" if path.is_dir() else "a folder that may not be written"
+        raise I2IError(str(path), expected="a file to write", got=got)
 
 
 def _metrics(names: Sequence[str], lpips_comp: Path | None) -> list:

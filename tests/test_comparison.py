@@ -4,14 +4,17 @@ import csv
 import gc
 import json
 import math
+import subprocess
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import shared
 from PIL import Image
+from scipy import ndimage
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
@@ -138,7 +141,8 @@ def test_what_is_kept_is_not_scored_again(clips, tmp_path, monkeypatch):
     assert compare(*clips, **options).describe() != first.describe() and scored == ["poor"]
     compare(*clips, **options | {"metrics": ["ssim"]})
     assert scored == ["poor", "fine", "poor"]
-    (tmp_path / "kept/fine.json").write_text("{broken")
+    (kept,) = (tmp_path / "kept").glob("fine-*.json")
+    kept.write_text("{broken")
     compare(*clips, **options | {"metrics": ["ssim"]})
     assert scored == ["poor", "fine", "poor", "fine"]
 
@@ -312,9 +316,13 @@ def test_a_video_against_pictures_and_vmaf(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("VMAF v0.6.1, harmonic ↑"))
     assert line.endswith(f"{expected.harmonic_mean:.4f}")
     worst = f"{poor.frames[poor.worst('psnr')]}: {min(poor.scores['psnr'].values):.4g}"
-    assert worst in text and "poor.mp4: alignment: no shift or delay found; depth: 8 bits" in text
+    assert (
+        worst in text
+        and "poor.mp4: alignment: no shift or delay found in 6 of 6 frames; stored: BT.709, limited range, against"
+        in text
+    )
     for name in names:
-        assert f"{metrics.metric(name).label}: {metrics.metric(name).variant}" in text
+        assert f": {metrics.metric(name).variant}" in text
 
 
 def test_what_frames_were_is_told_of_all_of_them(tmp_path):
@@ -412,13 +420,16 @@ def test_harmonic_means():
 # --- what a stranger's second reading found ---------------------------------------------------------------
 
 
-def test_one_equal_frame_is_left_out_and_told(clips, capsys):
+def test_one_equal_frame_has_no_finite_mean_and_is_told(clips, capsys):
     Image.fromarray(frames()[1]).save(clips[1] / "001.png")  # the reference's own
     found = compare(*clips, metrics=["psnr"], progress=False)
     score = found.candidates[0].scores["psnr"]
-    assert score.equal == 1 and len(score.scored) == 3 and math.isfinite(score.mean)
-    assert str(score).endswith("(1 equal left out)") and found.differences()["poor"]["psnr"].n == 3
-    assert score.describe()["equal"] == 1
+    others = [value for value in score.values if math.isfinite(value)]
+    assert score.equal == 1 and len(others) == 3 and score.mean == math.inf
+    assert str(score) == f"inf (1 of 4 equal; the others {np.mean(others):.4f})"
+    assert found.differences() == {}  # a mean that is infinite has no difference, and no verdict
+    told = score.describe()
+    assert told["equal"] == 1 and told["mean"] is None and told["mean_of_others"] == pytest.approx(np.mean(others))
 
 
 def test_names_and_kinds_are_settled_first(clips):
@@ -486,7 +497,8 @@ def test_long_clips_are_compared_in_blocks(tmp_path):
     pictures = [frame[:40, :40] for frame in frames(24)]
     paths = [folder(tmp_path / n, [p + np.uint8(k) for p in pictures]) for n, k in (("r", 0), ("a", 3), ("b", 6))]
     found = compare(*paths, metrics=["mse"], check=False, progress=False)
-    assert found.block == 4 and "blocks of 4 frames" in found.text() and "blocks" in found.describe()["interval"]
+    told = found.describe()["differences"]["b less a"]["mse"]["interval"]
+    assert told == "bootstrap, blocks of 4 frames" and told in found.text()
     scores = [c.scores["mse"].values for c in found.candidates]
     assert found.differences()["b"]["mse"] == metrics.paired(scores[1], scores[0], block=4)
 
@@ -514,3 +526,114 @@ def test_a_layer_is_that_of_openexr_alone(tmp_path):
     write_image(tmp_path / "b.png", picture)
     found = compare(tmp_path / "b.png", tmp_path / "a.exr", metrics=["mse"], layer="R", progress=False)
     assert not found.candidates[0].failed and found.clips[1].layer == "R" and found.clips[0].layer is None
+
+
+def test_a_single_matte_by_the_usual_metrics(tmp_path, capsys):
+    made = [np.full((40, 40), value, np.uint8) for value in (0, 200)]
+    made[0][10:30, 10:30] = made[1][12:30, 10:30] = 255
+    a, b = (folder(tmp_path / name, [matte]) for name, matte in zip("ab", made, strict=True))
+    assert main(["compare", str(a), str(b), "--mattes"]) == 0
+    out = capsys.readouterr().out
+    assert "dtSSD: not available: needs two frames in a row" in out and "IoU" in out
+    code, told, _ = run(a, b, "--mattes", "--metrics", "iou,iou_band", capsys=capsys)  # the truth has no soft pixel
+    band = told["candidates"][0]["scores"]["iou_band"]
+    assert code == 0 and band["mean"] is None and band["worst_frame"] is None
+    assert "expected a reference with partly covered pixels" in band["not_available"]
+
+
+def test_frames_that_a_metric_has_no_score_of(tmp_path):
+    flat = np.full((64, 64, 3), 128, np.uint8)
+    a = folder(tmp_path / "a", [flat, flat])
+    score = compare(a, a, metrics=["psnr", "connectivity_error_band"], mattes=True, progress=False).candidates[0].scores
+    assert score["psnr"].mean == math.inf
+    mattes = torch.zeros(3, 1, 32, 32)
+    mattes[1, :, 10:20, 10:20] = 0.5
+    found = metrics.score(mattes * 0.9, mattes, ["mad_band", "dtssd"])
+    assert np.isnan(found["mad_band"].values).tolist() == [True, False, True] and found["mad_band"].mean > 0
+    assert metrics.score(mattes[:1], mattes[:1], ["dtssd"])["dtssd"].reason == "needs two frames or more"
+    with pytest.raises(I2IError, match="target: expected images that PSNR compares with"):
+        metrics.score(mattes, None, ["psnr"])
+
+
+@pytest.mark.parametrize("lost", [3, 30, 60])
+def test_a_lost_frame_is_told_wherever_it_was_lost(tmp_path, lost):
+    """The last one is shown twice, and the files are numbered anew."""
+    rng = np.random.default_rng(0)
+    wide = ndimage.gaussian_filter(rng.uniform(0, 255, (48, 700)), 3)
+    wide = ((wide - wide.min()) * 255 / np.ptp(wide)).astype(np.uint8)
+    whole = [wide[:, 8 * i : 8 * i + 64] for i in range(72)]
+    cut = [*whole[:lost], *whole[lost + 1 :], whole[-1]]
+    a, b = (folder(tmp_path / name, pictures) for name, pictures in (("a", whole), ("b", cut)))
+    notes = compare(a, b, metrics=["psnr"], progress=False).candidates[0].notes
+    assert len(notes) == 1 and notes[0].endswith("it seems to come 1 frame(s) earlier than the reference")
+
+
+def test_a_video_that_was_cut_off(tmp_path):
+    write_video(tmp_path / "a.mp4", frames(24), fps=25)
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(content[: len(content) * 4 // 5])
+    found = compare(tmp_path / "a.mp4", tmp_path / "b.mp4", metrics=["psnr"], progress=False).candidates[0]
+    assert found.failed and found.frames and len(found.failed) + len(found.frames) == 24
+
+
+def test_a_matrix_that_is_not_stated_is_told(tmp_path):
+    write_video(tmp_path / "a.mp4", frames(4), fps=25)
+    strip = ["-bsf:v", "h264_metadata=colour_primaries=2:transfer_characteristics=2:matrix_coefficients=2"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "a.mp4", "-c", "copy", *strip]
+    subprocess.run([*command, tmp_path / "b.mkv"], check=True)
+    found = compare(tmp_path / "a.mp4", tmp_path / "b.mkv", metrics=["psnr"], progress=False).candidates[0]
+    assert "its matrix is not stated: read as BT.601" in found.notes[0]
+    about = found.scores["psnr"].about
+    assert about["stored"] == "matrix not stated, limited range, against BT.709, limited range"
+    assert about["size"] == "200×160"
+
+
+def test_straight_and_multiplied_colours_are_told_apart(tmp_path):
+    picture = torch.rand(1, 4, 32, 32)
+    write_image(tmp_path / "a.png", picture, bits=8)
+    write_image(tmp_path / "b.exr", torch.cat([picture[:, :3] * picture[:, 3:], picture[:, 3:]], 1), premultiplied=True)
+    found = compare(tmp_path / "a.png", tmp_path / "b.exr", metrics=["psnr"], progress=False).candidates[0]
+    assert any("multiplied by alpha as OpenEXR has them" in note for note in found.notes)
+
+
+def test_names_that_matplotlib_would_take_for_more(tmp_path, clips, capsys):
+    odd = [folder(tmp_path / name, frames(noise=5, seed=i)) for i, name in enumerate(("$x_1^$ $\\frac{$", "_hidden"))]
+    assert main(["compare", *map(str, (clips[0], *odd)), "--metrics", "psnr", "--plot", str(tmp_path / "p.png")]) == 0
+    same = ["compare", str(clips[0]), str(clips[0]), "--metrics", "psnr", "--plot", str(tmp_path / "q.png")]
+    assert main(same) == 0 and (tmp_path / "q.png").stat().st_size > 1000
+
+
+def test_places_that_cannot_be_written_are_refused_first(clips, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(comparison, "_scored", lambda *_: pytest.fail("scored in vain"))
+    for option in ("--csv", "--keep", "--plot"):
+        code, _, err = run(*clips[:2], option, tmp_path / "file/x.png", capsys=capsys)
+        assert code == 2 and "expected a folder to write to" in err
+    code, _, err = run(*clips[:2], "--metrics", "", capsys=capsys)
+    assert code == 2 and "metric: expected one of" in err
+
+
+def test_what_vmaf_cannot_take_is_kept_too(tmp_path, monkeypatch):
+    a, b = (folder(tmp_path / name / "same", [PHOTO[:17, :17] + np.uint8(i)]) for i, name in enumerate("ab"))
+    options = {"metrics": ["psnr", "vmaf_v0.6.1"], "keep": tmp_path / "kept", "progress": False}
+    first = compare(a, b, **options)
+    compare(b, a, **options)  # another pair of the same names
+    assert len([*(tmp_path / "kept").iterdir()]) == 2
+    monkeypatch.setattr(comparison, "_scored", lambda *_: pytest.fail("scored again"))
+    assert compare(a, b, **options).describe() == first.describe()
+
+
+def test_a_suffix_with_a_number_is_no_lost_frame(tmp_path):
+    a, b = folder(tmp_path / "a", frames()), tmp_path / "b"
+    b.mkdir()
+    for i, picture in enumerate(frames(noise=3)):
+        Image.fromarray(picture).save(b / f"f{i:04}_x264.png")
+    assert compare(a, b, metrics=["psnr"], progress=False).candidates[0].notes == ()
+
+
+def test_a_dull_photograph_is_no_matte(tmp_path, capsys):
+    dull = PHOTO.mean(2, keepdims=True) * [1.0, 0.97, 0.95]
+    for i, name in enumerate("ab"):
+        folder(tmp_path / name, [(dull * (1 - 0.01 * i)).astype(np.uint8)])
+    code, _, err = run(tmp_path / "a", tmp_path / "b", "--mattes", "--metrics", "mad", capsys=capsys)
+    assert code == 2 and "expected a grey picture as alpha, got one with colours" in err

@@ -101,5 +101,5 @@ def test_the_unknown_band_is_scipys_dilation(seed, height, width, radius):
 
 
 def test_a_band_of_less_than_nothing():
-    with pytest.raises(I2IError, match="radius: expected 0 or more, got -1"):
+    with pytest.raises(I2IError, match="radius: expected a whole number, 0 or more, got -1"):
         metrics.unknown_band(torch.zeros(1, 1, 4, 4), -1)

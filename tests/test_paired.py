@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -96,5 +97,30 @@ def test_blocks_hold_where_neighbours_depend_on_each_other():
 
 @pytest.mark.parametrize("block", [0, 3])
 def test_bad_blocks(block):
-    with pytest.raises(I2IError, match="block: expected 1 to half of the 5 pairs"):
+    with pytest.raises(I2IError, match="block: expected a whole number, 1 to half of the 5 pairs"):
         paired(range(5), [0] * 5, block=block)
+
+
+@pytest.mark.parametrize(("n", "block"), [(24, 4), (25, 4), (48, 8), (240, 40), (25, 12), (7, 3)])
+def test_an_interval_holds_what_it_promises(n, block, monkeypatch):
+    """Few blocks make a wide interval, not a wrong one."""
+    monkeypatch.setattr(interval, "_DRAWS", 500)
+    draws = np.random.default_rng(n + block).normal(size=(400, n))
+    held = np.mean(
+        [paired(row, np.zeros(n), block=block).verdict(higher_is_better=True) == "no difference" for row in draws]
+    )
+    assert held >= 0.91
+
+
+@pytest.mark.parametrize(
+    ("ours", "block", "message"),
+    [([[1, 2], [3, 4]], None, "a row of numbers each"), ([1, 2, 3, 4], 1.5, "block: expected a whole number")],
+)
+def test_arguments_of_other_kinds(ours, block, message):
+    with pytest.raises(I2IError, match=message):
+        paired(ours, ours, block=block)
+
+
+def test_scores_of_any_kind_are_taken():
+    ours = torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    assert paired(ours, (score for score in (1.0, 1.0, 1.0))) == paired([1, 2, 4], [1, 1, 1])

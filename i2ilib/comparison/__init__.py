@@ -7,10 +7,12 @@ alpha, alignment) travels with the scores.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from ..frames import Clip, open_clip
 from ..metrics import Metric, Paired, Score, harmonic_mean, metric, paired
 from ..metrics.catalogue import too_small, why_not
 from ..runtime import file_state, versions, write_json
-from .pairs import Pair, SizesDiffer, check_clips, cut_out, misalignments, read_pairs
+from .pairs import Pair, SizesDiffer, check_clips, cut_out, looked_at, misalignments, read_pairs
 
 __all__ = ["MATTES", "PICTURES", "Candidate", "Comparison", "compare"]
 
@@ -64,7 +66,7 @@ class Candidate:
         Raises:
             I2IError: If there is no score by that metric.
         """
-        if name not in self.scores or not self.scores[name].values:
+        if name not in self.scores or not len(self.scores[name].scored):
             raise I2IError("metric", expected="one with scores", got=repr(name))
         values = self.per_frame()[name]
         return int(np.nanargmin(values) if self.scores[name].metric.higher_is_better else np.nanargmax(values))
@@ -76,7 +78,7 @@ class Candidate:
             "path": self.path,
             "n": len(self.frames),
             "scores": {
-                name: score.describe() | {"worst_frame": self.frames[self.worst(name)] if score.values else None}
+                name: score.describe() | {"worst_frame": self.frames[self.worst(name)] if len(score.scored) else None}
                 for name, score in self.scores.items()
             },
             "failed": self.failed,
@@ -104,9 +106,9 @@ class Comparison:
     def differences(self, *, confidence: float = 0.95) -> dict[str, dict[str, Paired]]:
         """Every further candidate against the first, frame by frame: by candidate and metric.
 
-        The interval is a bootstrap's over :attr:`block` neighbouring frames at a time, which depend on each other;
-        Student's where there are too few frames for that. It is about other frames of this clip, not about other clips.
-        Frames that a metric has no finite score of are left out.
+        The interval is a bootstrap's over a sixth of the frames at a time, since neighbours depend on each other;
+        Student's below two dozen frames. It is about other frames of this clip, not about other clips. Frames without
+        a score are left out; where one is infinite, as the PSNR of equal frames is, there is no mean to compare.
         """
         first, *others = self.candidates
         found: dict[str, dict[str, Paired]] = {}
@@ -114,21 +116,11 @@ class Comparison:
             theirs, ours = first.per_frame(), other.per_frame()
             for name in other.scores:
                 pairs = pd.concat([ours[name], theirs[name]], axis=1, join="inner").to_numpy()
-                pairs = pairs[np.isfinite(pairs).all(1)]
-                if len(pairs) > 1:
-                    block = self.block if self.block and 2 * self.block <= len(pairs) else None
-                    found.setdefault(other.name, {})[name] = paired(*pairs.T, confidence=confidence, block=block)
+                pairs = pairs[~np.isnan(pairs).any(1)]
+                if len(pairs) > 1 and np.isfinite(pairs).all():
+                    interval = paired(*pairs.T, confidence=confidence, block=_block(len(pairs)))
+                    found.setdefault(other.name, {})[name] = interval
         return found
-
-    @property
-    def block(self) -> int | None:
-        """Neighbouring frames that are drawn together: a sixth of the clip; None below two dozen frames."""
-        frames = len(self.candidates[0].frames)
-        return frames // 6 if frames >= 24 else None
-
-    @property
-    def _rule(self) -> str:
-        return f"bootstrap of blocks of {self.block} frames" if self.block else "Student"
 
     def describe(self) -> dict:
         """For JSON: candidates with their scores, and every candidate's differences to the first."""
@@ -137,9 +129,10 @@ class Comparison:
             "reference": self.reference,
             "device": self.device,
             "candidates": [candidate.describe() for candidate in self.candidates],
-            "interval": self._rule,
             "differences": {
-                f"{name} less {first}": {key: value._asdict() for key, value in by_metric.items()}
+                f"{name} less {first}": {
+                    key: value._asdict() | {"interval": _rule(value.n)} for key, value in by_metric.items()
+                }
                 for name, by_metric in self.differences().items()
             },
         }
@@ -149,7 +142,8 @@ class Comparison:
         lines = [pd.DataFrame({c.name: dict(_lines(c)) for c in self.candidates}).to_string(), ""]
         if len(self.candidates[0].frames) > 1:
             lines += ["Worst frames:", pd.DataFrame({c.name: dict(_worst(c)) for c in self.candidates}).to_string(), ""]
-        lines += [f"{score.metric.label}: {score.metric.variant}" for score in self.candidates[0].scores.values()]
+        for one in (score.metric for score in self.candidates[0].scores.values()):
+            lines.append(f"{one.label}{f' ({one.unit})' if one.unit else ''}: {one.variant}")
         lines += [f"{c.name}: {_prepared(c)}" for c in self.candidates] + [""]
         reasons: dict[str, list[str]] = {}
         for candidate in self.candidates:
@@ -162,9 +156,9 @@ class Comparison:
         lines += [text if len(of) == everyone else f"{', '.join(of)}: {text}" for text, of in reasons.items()]
         first = self.candidates[0].name
         for name, by_metric in self.differences().items():
-            lines.append(f"{name} less {first}, frame by frame, 95 % interval ({self._rule}; of this clip only):")
+            lines.append(f"{name} less {first}, frame by frame, 95 % interval (of this clip only):")
             headings = {key: score.metric.heading for key, score in self.candidates[0].scores.items()}
-            lines += [f"  {headings[key]:24} {value}, n = {value.n}" for key, value in by_metric.items()]
+            lines += [f"  {headings[key]:24} {v}, n = {v.n} ({_rule(v.n)})" for key, v in by_metric.items()]
         for candidate in self.candidates:
             lines += [f"{candidate.name}: {note}" for note in candidate.notes]
             lines += [f"{candidate.name}, {frame}: not scored: {why}" for frame, why in candidate.failed.items()]
@@ -180,7 +174,7 @@ class Comparison:
             I2IError: If there is no score by that metric.
         """
         candidate = self.candidates[0]
-        by = by or next((name for name, score in candidate.scores.items() if score.values), "")
+        by = by or next((name for name, score in candidate.scores.items() if len(score.scored)), "")
         place = candidate.worst(by)
         name, value = candidate.frames[place], candidate.per_frame()[by].iloc[place]
         reference, clip = self.clips[:2]
@@ -245,7 +239,7 @@ def compare(
         settings = {"metrics": [one.describe() for one in chosen], "mattes": mattes, "check": check, "layer": layer}
         settings |= {"device": str(device), "versions": versions(*_VERSIONS)}
         settings["weights"] = [file_state(one.settings["linear"]) for one in chosen if "linear" in one.settings]
-        kept = None if keep is None else Kept(Path(keep) / f"{name}.json", settings, (clips[0], clip))
+        kept = None if keep is None else Kept(Path(keep), name, settings, (clips[0], clip))
         found = kept.read(chosen) if kept else None
         if found is None:
             found = _scored(name, path, clips[0], clip, chosen, check, device, progress)
@@ -271,13 +265,22 @@ def _scored(
         if one.passed_over
     ]
     aligned, prepared = {"alignment": "not checked"}, {}
+    if stored := [
+        one.index.colour if one.index else "pictures" for one in (clip, reference) if clip.index or reference.index
+    ]:
+        prepared["stored"] = {", against ".join(dict.fromkeys(stored)): None}
     if check:
         found = misalignments(clip, reference)
-        aligned["alignment"] = "; ".join(found) or "no shift or delay found"
+        aligned["alignment"] = (
+            "; ".join(found) or f"no shift or delay found in {looked_at(len(clip))} of {len(clip)} frames"
+        )
         notes += found
+        for note in found if progress else ():
+            tqdm.write(f"{name}: {note}", file=sys.stderr)
     by_frame = [one for one in chosen if one.clips is None]
     values: dict[str, list[float]] = {one.name: [] for one in by_frame}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, tuple[str, bool]] = {}  # why a metric has no score, and whether that can be mended
+    why_none: dict[str, str] = {}
     scored, failed, last = [], {}, None
     bar = tqdm(read_pairs(clip, reference), total=len(clip), desc=name, unit="frame", disable=not progress)
     for frame, pair in bar:
@@ -291,33 +294,40 @@ def _scored(
         images = (pair.pred.to(device), pair.target.to(device))
         if last is not None and last[0].shape != images[0].shape:
             last = None
-        told = [_add(one, images, last, values[one.name], reasons) for one in by_frame]
-        notes += [note for note in (*pair.notes, *filter(None, told)) if note not in notes]
+        for one in by_frame:
+            if told := _add(one, images, last, values[one.name], reasons):
+                why_none[one.name] = told
+        notes += [note for note in pair.notes if note not in notes]
         scored.append(frame)
         last = images
     scores, about = {}, aligned | {key: "; ".join(found) for key, found in prepared.items()}
     for one in chosen:  # those that read clips themselves at the end: the frames are known to be sound by then
         if one.clips is None:
-            reason = reasons.get(one.name, "")
-            scores[one.name] = Score(one, () if reason else tuple(values[one.name]), about, reason)
+            nothing = bool(values[one.name]) and all(map(math.isnan, values[one.name]))
+            reason, mendable = reasons.get(one.name, ("", False))
+            reason = reason or (why_none.get(one.name, "needs two frames in a row") if nothing else "")
+            scores[one.name] = Score(one, () if reason else tuple(values[one.name]), about, reason, mendable)
         else:
             scores[one.name] = _of_clips(one, clip, reference, failed, aligned, progress)
+    notes += [
+        f"{scores[name].metric.label} leaves frames out: {why}" for name, why in why_none.items() if scores[name].values
+    ]
     if not scored:
         first = next(iter(failed.values()), "no frames")
         raise I2IError(str(path), expected="at least one frame that can be compared", got=first)
     return Candidate(name, str(path), tuple(scored), scores, failed, tuple(notes))
 
 
-def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]) -> str:
+def _add(one: Metric, images, last, values: list[float], reasons: dict[str, tuple[str, bool]]) -> str:
     """The score of one more frame, NaN where there is none; or the reason why there are none at all.
 
     Returns:
-        What to note of a frame that this metric cannot take.
+        Why this metric cannot take the frame.
     """
     if one.name in reasons:
         return ""
     if reason := too_small(one, images[0]):
-        reasons[one.name] = reason
+        reasons[one.name] = reason, False
         return ""
     if one.takes == "clip":
         if last is None:
@@ -327,10 +337,10 @@ def _add(one: Metric, images, last, values: list[float], reasons: dict[str, str]
     try:
         values += one(*images).tolist()
     except (UnavailableError, IntegrityError) as error:
-        reasons[one.name] = why_not(one, error)
+        reasons[one.name] = why_not(one, error), True
     except I2IError as error:
         values.append(math.nan)
-        return f"{one.label} leaves frames out: {error}"
+        return str(error)
     return ""
 
 
@@ -340,8 +350,17 @@ def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dic
     try:
         values, more = one.clips(clip, reference, progress=progress)
     except I2IError as error:  # absent, or this metric cannot take these clips: others can
-        return Score(one, (), about, str(error))
+        return Score(one, (), about, str(error), isinstance(error, UnavailableError))
     return Score(one, tuple(values), about | more)
+
+
+def _block(frames: int) -> int | None:
+    """Neighbouring frames that are drawn together: a sixth of all; None below two dozen frames."""
+    return frames // 6 if frames >= 24 else None
+
+
+def _rule(frames: int) -> str:
+    return f"bootstrap, blocks of {block} frames" if (block := _block(frames)) else "Student"
 
 
 def _lines(candidate: Candidate) -> Iterator[tuple[str, str]]:
@@ -354,7 +373,7 @@ def _lines(candidate: Candidate) -> Iterator[tuple[str, str]]:
 
 def _worst(candidate: Candidate) -> Iterator[tuple[str, str]]:
     for name, score in candidate.scores.items():
-        if score.values:
+        if len(score.scored):
             place = candidate.worst(name)
             yield score.metric.heading, f"{candidate.frames[place]}: {score.values[place]:.4g}"
 
@@ -400,10 +419,11 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 class Kept:
-    """Scores of one candidate on disk, with what they depend on."""
+    """Scores of one candidate on disk, with what they depend on; a file a pair of clips, by their paths."""
 
-    def __init__(self, path: Path, settings: dict, clips: Iterable[Clip]):
-        self.path = path
+    def __init__(self, folder: Path, name: str, settings: dict, clips: Sequence[Clip]):
+        paths = "\n".join(str(clip.path.absolute()) for clip in clips)
+        self.path = folder / f"{name}-{hashlib.sha256(paths.encode(errors='surrogateescape')).hexdigest()[:8]}.json"
         self.about = json.loads(json.dumps(settings | {"sources": [*map(_state, clips)]}, default=str))
 
     def read(self, chosen: Sequence[Metric]) -> Candidate | None:
@@ -415,7 +435,7 @@ class Kept:
         if not isinstance(data, dict) or data.get("about") != self.about:
             return None
         scores = {
-            one.name: Score(one, tuple(map(float, kept["values"])), kept["about"], kept["reason"])
+            one.name: Score(one, tuple(map(float, kept["values"])), kept["about"], kept["reason"], kept["mendable"])
             for one, kept in ((one, data["scores"][one.name]) for one in chosen)
         }
         if any(map(_may_be_had, scores.values())):
@@ -428,6 +448,7 @@ class Kept:
         """Keep the scores of a candidate."""
         scores = {
             name: {"values": [_text(v) for v in one.values], "about": dict(one.about), "reason": one.reason}
+            | {"mendable": one.mendable}
             for name, one in found.scores.items()
         }
         rest = {field: getattr(found, field) for field in ("name", "path", "frames", "failed", "notes")}
@@ -435,10 +456,8 @@ class Kept:
 
 
 def _may_be_had(score: Score) -> bool:
-    """Whether a metric that was not available might be by now: not for want of the same files, nor by the clip."""
-    if not score.reason or score.reason.startswith("needs "):
-        return False
-    return score.reason != why_not(score.metric, I2IError(""))
+    """Whether a metric that was not available might be by now: not for want of the same files."""
+    return score.mendable and not (score.metric.needs and score.reason == why_not(score.metric, I2IError("")))
 
 
 def _state(clip: Clip) -> list[list]:

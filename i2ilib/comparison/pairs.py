@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -12,7 +13,8 @@ from ..frames import Clip, Frame, coverage, srgb_codes
 from ..frames.names import numbers
 from ..metrics.alignment import found_crop, found_delay, found_shift
 
-_LOOKED_AT = 32  # frames, to find a delay
+_RUN, _RUNS = 16, 6  # frames in a row, and how often, to find a delay
+_NOT_COMPARED = "its alpha is not compared"
 _WAYS = (("up", "down"), ("to the left", "to the right"))
 
 
@@ -90,33 +92,63 @@ def cut_out(clip: Clip, reference: Clip, name: str) -> str:
 
 def misalignments(clip: Clip, reference: Clip) -> list[str]:
     """What speaks against comparing these clips as they are: a shift, a delay, other times; one sentence each."""
-    found, preds, targets, clearest = [], [], [], (0.0, None)
-    for _, pair in read_pairs(clip, reference, range(min(_LOOKED_AT, len(reference)))):
+    found, looked, clearest = [], {}, (0.0, None)
+    windows = _windows(len(reference))
+    places = sorted({*itertools.chain(*windows)})
+    for place, (_, pair) in zip(places, read_pairs(clip, reference, places), strict=True):
         if isinstance(pair, Pair):
-            preds.append(_small(pair.pred))
-            targets.append(_small(pair.target))
-            clearest = max(clearest, (float(targets[-1].std()), pair), key=lambda one: one[0])
-    if clearest[1] is not None:
-        if delay := found_delay(preds, targets):
-            when = "later" if delay > 0 else "earlier"
-            found.append(f"it seems to come {abs(delay)} frame(s) {when} than the reference")
-        elif shift := found_shift(clearest[1].pred, clearest[1].target):
-            words = [f"{abs(by):.1f} px {way[by > 0]}" for by, way in zip(shift, _WAYS, strict=True) if by]
-            found.append(f"it seems shifted against the reference, {' and '.join(words)}")
+            looked[place] = _small(pair.pred), _small(pair.target)
+            clearest = max(clearest, (float(looked[place][1].std()), pair), key=lambda one: one[0])
+    whole = [window for window in windows if all(place in looked for place in window)]
+    delays = [found_delay(*zip(*(looked[place] for place in window), strict=True)) for window in whole]
+    if any(delays):
+        first = next(i for i, delay in enumerate(delays) if delay)
+        since = "" if len({*delays}) == 1 else f"from about {reference.names[whole[first][0]]} on, "
+        when = "later" if delays[first] > 0 else "earlier"
+        found.append(f"{since}it seems to come {abs(delays[first])} frame(s) {when} than the reference")
+    elif clearest[1] is not None and (shift := found_shift(clearest[1].pred, clearest[1].target)):
+        words = [f"{abs(by):.1f} px {way[by > 0]}" for by, way in zip(shift, _WAYS, strict=True) if by]
+        found.append(f"it seems shifted against the reference, {' and '.join(words)}")
     if clip.files and reference.files:
-        counted = [[numbers(file.stem)[-1:] for file in one.files] for one in (clip, reference)]
-        steps = [a[0] - b[0] for a, b in zip(*counted, strict=True) if a and b]
+        counted = [_frame_numbers([file.stem for file in one.files]) for one in (clip, reference)]
+        steps = [a - b for a, b in zip(*counted, strict=True) if None not in (a, b)]
         if len(steps) == len(clip) and (place := next((i for i, s in enumerate(steps) if s != steps[0]), None)):
             names = f"{clip.files[place].name} beside {reference.files[place].name}"
             found.append(f"its frame numbers part from the reference's at {names}: is a frame missing?")
     times = [one.times for one in (clip, reference)]
-    if all(times) and clip.fps and reference.fps:
+    unstated = [one.index is not None and one.index.colour.startswith("matrix not") for one in (clip, reference)]
+    if unstated.count(True) == 1:
+        which = "its" if unstated[0] else "the reference's"
+        found.append(f"{which} matrix is not stated: read as BT.601, by VMAF as what the other one has")
+    if all(times) and len(times[0]) == len(times[1]) and clip.fps and reference.fps:
         apart = max(abs(a - b) for a, b in zip(*times, strict=True))
         if apart > 0.5 / reference.fps:
             found.append(
                 f"its frames are shown at other times, up to {apart:.2f} s apart; compared in order all the same"
             )
     return found
+
+
+def looked_at(frames: int) -> int:
+    """Of how many frames of a clip :func:`misalignments` looks."""
+    return len({*itertools.chain(*_windows(frames))})
+
+
+def _windows(frames: int) -> list[range]:
+    """Runs of neighbouring frames, spread over the clip: a frame may be lost anywhere."""
+    last = max(0, frames - _RUN)
+    starts = sorted({round(i * last / max(1, _RUNS - 1)) for i in range(_RUNS)})
+    return [range(start, min(start + _RUN, frames)) for start in starts]
+
+
+def _frame_numbers(names: Sequence[str]) -> list[int | None]:
+    """The number in each name that counts: the last that is not the same in all."""
+    rows = [numbers(name) for name in names]
+    if len({len(row) for row in rows}) == 1:
+        counting = [column for column in zip(*rows, strict=True) if len({*column}) > 1]
+        if counting:
+            return list(counting[-1])
+    return [row[-1] if row else None for row in rows]
 
 
 def _small(image: torch.Tensor) -> torch.Tensor:
@@ -135,7 +167,8 @@ def _pair(pred: Frame, target: Frame, mattes: bool) -> Pair:
     if sizes[0] != sizes[1]:
         raise SizesDiffer(pred.source, expected=f"{sizes[1]} pixels, as the reference has", got=sizes[0])
     depths = [frame.depth or "depth not known" for frame in frames.values()]
-    about = {"depth": depths[0] if depths[0] == depths[1] else f"{depths[0]}, against {depths[1]}", "resize": "none"}
+    about = {"depth": depths[0] if depths[0] == depths[1] else f"{depths[0]}, against {depths[1]}"}
+    about |= {"size": sizes[0], "resize": "none"}
     notes = [f"{which}: {note}" for which, frame in frames.items() for note in frame.notes]
     if mattes:
         return Pair(*images, about | {"values": "coverage"}, tuple(notes))
@@ -146,5 +179,7 @@ def _pair(pred: Frame, target: Frame, mattes: bool) -> Pair:
         if frame.rgb.max() > 1:
             notes.append(f"{which}: what is brighter than white is compared as white")
         if frame.alpha is not None and not bool((frame.alpha == 1).all()):
-            notes.append(f"{which}: its alpha is not compared")
+            notes.append(f"{which}: {_NOT_COMPARED}")
+    if pred.colour != target.colour and any(note.endswith(_NOT_COMPARED) for note in notes):
+        notes.append("one is linear, with colours multiplied by alpha as OpenEXR has them, the other not")
     return Pair(*images, about, tuple(notes))

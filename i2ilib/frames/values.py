@@ -8,6 +8,8 @@ from .. import colour
 from ..errors import FrameError
 from .picture import Frame
 
+_LOSSLESS = (".png", ".exr", ".tif", ".tiff", ".bmp", ".gif")
+
 
 def srgb_codes(frame: Frame) -> torch.Tensor:
     """Colours (1, 3, H, W) as sRGB codes in [0, 1]; brighter than white becomes white.
@@ -26,7 +28,8 @@ def coverage(frame: Frame) -> torch.Tensor:
         FrameError: If a pixel is not finite, the picture has colours, or a grey picture and an alpha channel differ.
     """
     grey = _finite(frame.rgb, frame)
-    coloured = bool((grey.amax(1) - grey.amin(1)).mean() > 0.05)  # a codec may leave a little
+    lossy = not frame.source.lower().endswith(_LOSSLESS)  # a codec may leave a little colour
+    coloured = bool((grey.amax(1) - grey.amin(1)).mean() > (0.05 if lossy else 0.01))
     if frame.alpha is not None and (coloured or not bool((frame.alpha == 1).all())):
         even = grey.amax() - grey.amin() <= 1e-3
         if not (coloured or even or torch.allclose(grey, frame.alpha.expand_as(grey), atol=1e-2)):

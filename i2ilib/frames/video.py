@@ -43,6 +43,8 @@ _ORIENTATIONS = {  # EXIF's tag by the display matrix (a, b, c, d), where a poin
     (0, -1, 1, 0): 8,
 }
 
+_MATRICES = {1: "BT.709", 2: "matrix not stated", 5: "BT.601", 6: "BT.601", 9: "BT.2020"}  # by FFmpeg's number
+
 
 @dataclasses.dataclass(frozen=True)
 class Index:
@@ -55,6 +57,7 @@ class Index:
         fps: Average rate, or None.
         size: Height and width of the first frame as shown, pixels.
         orientation: EXIF's tag for how the first frame is turned to be shown, and all others with it.
+        colour: Matrix and range, "BT.709, limited range"; "RGB"; "matrix not stated, limited range".
         stamps: The stream's own time stamp of each frame; None where they do not tell frames apart.
         keys: Time stamps at which decoding can begin.
     """
@@ -64,6 +67,7 @@ class Index:
     fps: float | None
     size: tuple[int, int]
     orientation: int
+    colour: str
     stamps: tuple[int, ...] | None
     keys: tuple[int, ...]
 
@@ -107,6 +111,7 @@ def scan(path: str | os.PathLike) -> Index:
         fps=fps or None,
         size=upright(np.empty((first.height, first.width, 0)), orientation).shape[:2],
         orientation=orientation,
+        colour=_colour(first),
         stamps=tuple(stamps) if increasing else None,
         keys=tuple(sorted({*keys} & {*stamps})) if increasing and seekable else (),
     )
@@ -386,6 +391,13 @@ def _orientation(frame) -> int:
         return 1
     a, b, _, c, d = np.frombuffer(found[0], np.int32)[:5] / 65536
     return _ORIENTATIONS.get((a, b, c, d), 1)
+
+
+def _colour(frame) -> str:
+    if frame.format.is_rgb or frame.format.has_palette:
+        return "RGB"
+    matrix = _MATRICES.get(int(frame.colorspace), "another matrix")
+    return f"{matrix}, {'full' if int(frame.color_range) == 2 else 'limited'} range"
 
 
 def _notes(frame) -> tuple[str, ...]:

@@ -6,6 +6,11 @@ import torch
 
 from ..errors import I2IError
 
+
+class NoScore(I2IError):
+    """An image that a metric has no score of, though nothing is wrong with the call."""
+
+
 SLACK = 1e-6  # of the range: float rounding may step over the edge
 
 
@@ -20,6 +25,9 @@ def check_pair(pred: torch.Tensor, target: torch.Tensor, *, value_range: float) 
     Raises:
         I2IError: If the shapes or devices differ, or an image is not as :func:`check_image` asks.
     """
+    for name, image in (("pred", pred), ("target", target)):
+        if not isinstance(image, torch.Tensor):
+            raise I2IError(name, expected="a tensor", got=type(image).__name__, remedy="Use torch.from_numpy.")
     if pred.shape != target.shape:
         raise I2IError(
             "pred and target",
@@ -41,6 +49,8 @@ def check_image(name: str, image: torch.Tensor, value_range: float) -> torch.Ten
     """
     if not value_range > 0:
         raise I2IError("value_range", expected="above 0", got=value_range, remedy="Use 1.0 or 255.")
+    if image.ndim > 4:
+        raise I2IError(name, expected="four axes at most, (N, C, H, W)", got=tuple(image.shape))
     if image.numel() == 0:
         raise I2IError(name, expected="at least one pixel", got=tuple(image.shape))
     if not (image.is_floating_point() or image.dtype == torch.bool):

@@ -14,7 +14,7 @@ from scipy import ndimage, special
 
 from ..errors import I2IError, IntegrityError
 from ..runtime import fetched, file_state
-from ._pair import as_batch, check_image, told
+from ._pair import NoScore, as_batch, check_image, told
 from .catalogue import Metric, register
 
 _GAUSSIAN = np.exp(-(np.square(np.mgrid[-3:4, -3:4]).sum(0)) / (2 * (7 / 6) ** 2))  # σ 7/6, as MATLAB forms it
@@ -95,7 +95,7 @@ def _features(grey: np.ndarray) -> np.ndarray:
     """36 numbers: at full and at half size the shape and variance of the normalised picture, and four numbers of the
     products of each pixel with its neighbour in four directions."""
     if np.ptp(grey) == 0:
-        raise I2IError("image", expected="a photograph", got="one value everywhere", remedy="Leave it out.")
+        raise NoScore("image", expected="a photograph", got="one value everywhere", remedy="Leave it out.")
     found = []
     for size in ("full", "half"):
         if size == "half":
@@ -120,7 +120,7 @@ def _asymmetric_shape(x: np.ndarray) -> list[float]:
     """Shape, mean, left and right variance of the asymmetric generalised Gaussian fitted by moments."""
     below, above = x[x < 0], x[x > 0]
     if not (below.size and above.size):
-        raise I2IError("image", expected="a photograph", got="an even or regular pattern", remedy="Leave it out.")
+        raise NoScore("image", expected="a photograph", got="an even or regular pattern", remedy="Leave it out.")
     left, right = np.square(below).mean(), np.square(above).mean()
     skew = np.sqrt(left / right)
     ratio = np.square(np.abs(x).mean()) / np.square(x).mean() * (skew**3 + 1) * (skew + 1) / np.square(skew**2 + 1)

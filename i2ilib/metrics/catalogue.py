@@ -13,6 +13,7 @@ import torch
 
 from ..errors import I2IError, IntegrityError, UnavailableError
 from ..runtime import fetched
+from ._pair import NoScore
 
 _METRICS: dict[str, Metric] = {}
 
@@ -53,6 +54,11 @@ class Metric:
     needs: tuple[str, ...] = ()
     smallest: int = 1
     clips: Callable | None = None
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether it scores pairs of neighbouring frames, one less than there are frames."""
+        return self.takes == "clip" and self.clips is None
 
     @property
     def heading(self) -> str:
@@ -117,7 +123,7 @@ def metric(name: str | Metric) -> Metric:
     if isinstance(name, Metric):
         return name
     known = registry()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise I2IError("metric", expected="one of " + ", ".join(known), got=repr(name))
     return known[name]
 
@@ -128,23 +134,23 @@ class Score:
 
     Attributes:
         metric: The metric, with its variant.
-        values: One score an image or frame, in order; NaN for a frame that has none, as the first of a metric of
-            pairs of frames; empty where the metric is not available.
+        values: One score an image or frame, in order, or one a pair of neighbours; NaN for one that has none; empty
+            where the metric is not available.
         about: How the images came to be what was scored: bit depth, resizing, alignment.
         reason: Why the metric is not available, with the way to get it; empty otherwise.
+        mendable: Whether it is for want of a file or a program that may come.
     """
 
     metric: Metric
     values: tuple[float, ...]
     about: Mapping[str, object] = dataclasses.field(default_factory=dict)
     reason: str = ""
+    mendable: bool = False
 
     @property
     def scored(self) -> np.ndarray:
-        """The values that there are and that are finite; where all pictures are equal, all of them, infinite or not."""
-        values = np.array([value for value in self.values if not math.isnan(value)])
-        finite = values[np.isfinite(values)]
-        return finite if len(finite) else values
+        """The values that there are; infinite ones too."""
+        return np.array([value for value in self.values if not math.isnan(value)])
 
     @property
     def equal(self) -> int:
@@ -153,8 +159,13 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Over the images, but those that are equal where others are not; NaN where the metric is not available."""
+        """Over the images, infinite where one score is; NaN where there is none."""
         return float(self.scored.mean()) if len(self.scored) else math.nan
+
+    @property
+    def others(self) -> np.ndarray:
+        """The finite values: those of images that differ."""
+        return self.scored[np.isfinite(self.scored)]
 
     @property
     def std(self) -> float:
@@ -168,6 +179,7 @@ class Score:
             **{key: value if math.isfinite(value) else None for key, value in found.items()},
             "n": len(self.scored),
             "equal": self.equal,
+            "mean_of_others": float(self.others.mean()) if self.equal and len(self.others) else None,
             "metric": self.metric.describe(),
             "about": dict(self.about),
             "not_available": self.reason or None,
@@ -176,10 +188,14 @@ class Score:
     def __str__(self) -> str:
         if self.reason:
             return f"not available: {self.reason}"
+        if not len(self.scored):
+            return "no score"
         told = _text(self.mean)
         if math.isfinite(self.std):
             told += f" ± {f'{self.std:.4f}' if self.std == 0 or self.std >= 5e-5 else f'{self.std:.0e}'}"
-        return told + (f" ({self.equal} equal left out)" if self.equal and math.isfinite(self.mean) else "")
+        if self.equal and len(self.others):
+            told += f" ({self.equal} of {len(self.scored)} equal; the others {_text(float(self.others.mean()))})"
+        return told
 
 
 def _text(value: float) -> str:
@@ -212,14 +228,43 @@ def score(
     """
     found = {}
     for chosen in map(metric, names):
-        if reason := too_small(chosen, pred):
-            found[chosen.name] = Score(chosen, (), about or {}, reason)
-            continue
+        if target is None and chosen.takes != "picture":
+            raise I2IError("target", expected=f"images that {chosen.label} compares with", got=None)
+        values, mendable, reason = (
+            (),
+            False,
+            too_small(chosen, pred) or (_TOO_FEW if chosen.takes_pairs and len(pred) < 2 else ""),
+        )
         try:
-            found[chosen.name] = Score(chosen, tuple(chosen(pred, target).tolist()), about or {})
+            values = () if reason else _values(chosen, pred, target)
         except (UnavailableError, IntegrityError) as error:
-            found[chosen.name] = Score(chosen, (), about or {}, why_not(chosen, error))
+            reason, mendable = why_not(chosen, error), True
+        except NoScore as error:
+            reason = str(error)
+        found[chosen.name] = Score(chosen, values, about or {}, reason, mendable)
     return found
+
+
+_TOO_FEW = "needs two frames or more"
+
+
+def _values(chosen: Metric, pred: torch.Tensor, target: torch.Tensor | None) -> tuple[float, ...]:
+    """The score of each image; NaN for those that have none, unless none has."""
+    try:
+        return tuple(chosen(pred, target).tolist())
+    except NoScore:
+        if chosen.takes == "clip" or len(pred) < 2:
+            raise
+    values, reason = [], None
+    for i in range(len(pred)):
+        try:
+            values += chosen(pred[i : i + 1], None if target is None else target[i : i + 1]).tolist()
+        except NoScore as error:
+            values.append(math.nan)
+            reason = error
+    if all(map(math.isnan, values)):
+        raise reason
+    return tuple(values)
 
 
 def too_small(metric: Metric, image: torch.Tensor) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,7 +41,9 @@ def paired(
     What both candidates share (a hard frame, a lucky seed) cancels in each pair. The interval tells what other pairs
     *of the same kind* would give. Student's supposes that pairs do not depend on each other, as seeds and clips do
     not. Neighbouring frames of a clip do, which makes it too narrow: give ``block``, longer than the dependence, and
-    whole runs of frames are drawn again, 10,000 times, from the clip closed to a ring.
+    whole runs of frames are drawn again, 10,000 times, from the clip closed to a ring. k blocks tell how blocks spread
+    no better than k scores do, so the drawn interval is widened, by √(k / (k - 1)) and by Student's t for k - 1 over
+    the normal's quantile.
 
     Args:
         ours: Scores of one candidate, finite.
@@ -64,6 +67,10 @@ def paired(
         >>> print(paired([0.93, 0.95, 0.90], [0.92, 0.93, 0.89]))
         +0.01333 [-0.001009, +0.02768]
     """
+    try:
+        ours, theirs = ([float(score) for score in scores] for scores in (ours, theirs))
+    except (TypeError, ValueError, RuntimeError) as error:  # an array of several axes
+        raise I2IError("ours and theirs", expected="a row of numbers each", got=str(error)) from None
     if len(ours) != len(theirs):
         raise I2IError("ours and theirs", expected="as many scores", got=f"{len(ours)} and {len(theirs)}")
     if len(ours) < 2:
@@ -75,10 +82,12 @@ def paired(
         raise I2IError("ours and theirs", expected="finite scores", got="NaN or inf", remedy="Leave the frame out.")
     n, mean = len(differences), float(differences.mean())
     if block is not None:
-        if not 1 <= block <= n // 2:
-            raise I2IError("block", expected=f"1 to half of the {n} pairs", got=block)
-        drawn = _drawn_means(differences, block, np.random.default_rng(seed))
-        return Paired(mean, *map(float, np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])), n)
+        if not isinstance(block, int) or not 1 <= block <= n // 2:
+            raise I2IError("block", expected=f"a whole number, 1 to half of the {n} pairs", got=block)
+        drawn = _drawn_means(differences, block, np.random.default_rng(seed)) - mean
+        blocks, tails = n / block, np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+        wider = math.sqrt(blocks / (blocks - 1)) * stats.t.ppf(tails[1], blocks - 1) / stats.norm.ppf(tails[1])
+        return Paired(mean, *(float(mean + wider * end) for end in np.quantile(drawn, tails)), n)
     reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(differences))
     return Paired(mean, mean - reach, mean + reach, n)
 
@@ -87,11 +96,14 @@ def _drawn_means(differences: np.ndarray, block: int, rng: np.random.Generator) 
     """Means of as many differences as there are, drawn in blocks."""
     n = len(differences)
     ring = np.cumsum([0.0, *differences, *differences[: block - 1]])
-    sums = ring[block:] - ring[:-block]  # of the block that begins at each place
     blocks = -(-n // block)
-    parts = max(1, min(_DRAWS, _AT_ONCE // blocks))
-    drawn = [sums[rng.integers(n, size=(min(parts, _DRAWS - i), blocks))].sum(1) for i in range(0, _DRAWS, parts)]
-    return np.concatenate(drawn) / (blocks * block)
+    last = n - (blocks - 1) * block  # the last block is cut
+    whole, cut = (ring[length:][:n] - ring[:n] for length in (block, last))  # sums of those that begin at each place
+    parts, means = max(1, min(_DRAWS, _AT_ONCE // blocks)), []
+    for i in range(0, _DRAWS, parts):
+        starts = rng.integers(n, size=(min(parts, _DRAWS - i), blocks))
+        means.append((whole[starts[:, 1:]].sum(1) + cut[starts[:, 0]]) / n)
+    return np.concatenate(means)
 
 
 def harmonic_mean(scores: Sequence[float]) -> float:

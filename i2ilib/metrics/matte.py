@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from ..errors import I2IError
-from ._pair import as_batch, check_pair, masked_mean, masked_sum, told
+from ._pair import NoScore, as_batch, check_pair, flat, masked_mean, masked_sum, told
 from .catalogue import Metric, register
 
 RHEMANN = "Rhemann et al., A Perceptually Motivated Online Benchmark for Image Matting, CVPR 2009"
@@ -169,8 +169,8 @@ def unknown_band(target: torch.Tensor, radius: int = BAND) -> torch.Tensor:
         >>> unknown_band(torch.tensor([[0, 0, 0.5, 1, 1, 1]]), radius=1).int().tolist()
         [[0, 1, 1, 1, 0, 0]]
     """
-    if radius < 0:
-        raise I2IError("radius", expected="0 or more", got=radius)
+    if not isinstance(radius, int) or radius < 0:
+        raise I2IError("radius", expected="a whole number, 0 or more", got=radius)
     target, _ = check_pair(target, target, value_range=1.0)
     partly = as_batch((target > 0) & (target < 1)).float()
     for kernel, padding in (((2 * radius + 1, 1), (radius, 0)), ((1, 2 * radius + 1), (0, radius))):
@@ -186,7 +186,7 @@ def register_with_band(metric: Metric) -> None:
             metric,
             name=f"{metric.name}_band",
             label=f"{metric.label}, band",
-            variant=f"as {metric.name}, but only near the reference's partly covered pixels, its unknown band",
+            variant=f"as {metric.name}, but only near the reference's partly covered pixels (its unknown band)",
             function=functools.partial(_in_band, of=metric.function),
             of="matte",
             settings={**metric.settings, "band": BAND},
@@ -194,8 +194,15 @@ def register_with_band(metric: Metric) -> None:
     )
 
 
-def _in_band(pred: torch.Tensor, target: torch.Tensor, *, of: Callable, band: int, **more) -> float | torch.Tensor:
-    return of(pred, target, mask=unknown_band(target, band), **more)
+def _in_band(
+    pred: torch.Tensor, target: torch.Tensor, *, of: Callable, band: int, reduction: str = "mean", **more
+) -> float | torch.Tensor:
+    mask = unknown_band(target, band)
+    scores = of(pred, target, mask=mask, reduction="none", **more)
+    there = flat(mask).any(1)[: len(scores)]  # of a pair of frames the earlier one's band counts
+    if not there.any():
+        raise NoScore("unknown band", expected="a reference with partly covered pixels", got="none")
+    return told(torch.where(there, scores, torch.nan), reduction)
 
 
 register_with_band(

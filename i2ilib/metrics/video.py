@@ -7,6 +7,7 @@ import functools
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from ..errors import FrameError, I2IError, IntegrityError
 from ..frames import Clip
 from ._libvmaf import LOG, MATRICES, MODELS, graph, parse_log, run, with_libvmaf
-from ._pair import as_batch, check_pair, told
+from ._pair import NoScore, as_batch, check_pair, told
 from ._sides import Side, fed, side, unequal
 from .catalogue import Metric, register
 
@@ -165,9 +166,10 @@ def vmaf(
 
 
 def _check(model: str, size, threads: int | None, matrix: str, bits: int | None) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_.]+", model):  # more would be options of the filter
+    if not isinstance(model, str) or not re.fullmatch(r"[A-Za-z0-9_.]+", model):  # more would be options of the filter
         raise I2IError("model", expected="a name such as " + ", ".join(MODELS), got=repr(model))
-    if size is not None and (len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size)):
+    pair = isinstance(size, Sequence) and len(size) == 2
+    if size is not None and not (pair and all(isinstance(side, Integral) and side > 0 for side in size)):
         raise I2IError("size", expected="(width, height) in pixels", got=size)
     if threads is not None and threads < 1:
         raise I2IError("threads", expected="1 or more", got=threads)
@@ -187,7 +189,7 @@ def _agreed(sides: Sequence[Side], model: str) -> int | None:
     long = max(short, _LONGER) if "_v1." in model else short
     if min(dist.size) < short or max(dist.size) < long:
         want = f"sides of {short} pixels or more" + (f", the longer of {long}" if long > short else "")
-        raise I2IError(dist.name, expected=f"{want}, for {model}", got=f"{dist.size[0]}×{dist.size[1]}")
+        raise NoScore(dist.name, expected=f"{want}, for {model}", got=f"{dist.size[0]}×{dist.size[1]}")
     if None not in (dist.count, ref.count) and dist.count != ref.count:
         raise unequal(dist, str(dist.count), ref, str(ref.count))
     return dist.count or ref.count
@@ -219,14 +221,14 @@ for _model, _label in (
         Metric(
             name=_model,
             label=_label,
-            variant="Y'CbCr by BT.709, limited range, 4:2:0, 8 bits where all codes are, else 10; one score a frame",
+            variant="Y'CbCr as videos have it, RGB by BT.709; limited range, 4:2:0, 8 bits where all is, else 10",
             higher_is_better=True,
             score_range=(0, 100),
             source="libvmaf, through ffmpeg; github.com/Netflix/vmaf",
             function=_of_tensors,
             takes="clip",
             settings={"model": _model},
-            smallest=max(MODELS[_model], _LONGER if "_v1." in _model else 0),  # whichever side it is
+            smallest=MODELS[_model],
             clips=functools.partial(_of_clips, model=_model),
         )
     )

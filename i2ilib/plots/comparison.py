@@ -30,15 +30,17 @@ def comparison(
         I2IError: If there is nothing to draw.
     """
     names = [name for name in next(iter(frames.values()), pd.DataFrame()) if _any(frames, name)]
-    if not names:
+    if not names and worst is None:
         raise I2IError("frames", expected="scores of at least one metric", got="none", remedy="See why in the table.")
-    columns = min(3, len(names))
+    columns = max(1, min(3, len(names)))
     rows = math.ceil(len(names) / columns)
-    height = 2.1 * rows + (0 if worst is None else 2.3)
-    figure = plt.figure(figsize=(WIDTH, height))
-    parts = np.atleast_1d(
-        figure.subfigures(1 if worst is None else 2, 1, height_ratios=[2.1 * rows, 2.3][: 1 + bool(worst)])
-    )
+    heights = [2.1 * rows] * bool(names) + [2.3] * (worst is not None)
+    figure = plt.figure(figsize=(WIDTH, sum(heights)))
+    parts = np.atleast_1d(figure.subfigures(len(heights), 1, height_ratios=heights))
+    if worst is not None:
+        _beside(parts[-1], *worst)
+    if not names:  # equal in every frame
+        return figure
     axes = parts[0].subplots(rows, columns, squeeze=False)
     for ax, name in zip(axes.flat, names, strict=False):
         _panel(ax, name, frames)
@@ -47,9 +49,12 @@ def comparison(
     if len(frames) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         parts[0].legend(handles, labels, loc="outside lower center", ncols=min(4, len(frames)))
-    if worst is not None:
-        _beside(parts[1], *worst)
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name as Matplotlib shows it: a dollar begins no formula, an underscore hides nothing."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _any(frames: Mapping[str, pd.DataFrame], name: str) -> bool:
@@ -62,7 +67,13 @@ def _panel(ax, name: str, frames: Mapping[str, pd.DataFrame]) -> None:
             continue
         every = max(1, len(table) // 20)  # a mark on each of some twenty frames
         ax.plot(
-            np.arange(1, len(table) + 1), table[name], label=candidate, markevery=every, ms=3.5, lw=1.3, **look(place)
+            np.arange(1, len(table) + 1),
+            table[name],
+            label=_plain(candidate),
+            markevery=every,
+            ms=3.5,
+            lw=1.3,
+            **look(place),
         )
     ax.set(title=metric(name).heading, xlabel="frame")
     if max(map(len, frames.values())) == 1:
@@ -73,7 +84,7 @@ def _beside(part, title: str, pred: torch.Tensor, target: torch.Tensor) -> None:
     pred, target = (image.reshape(-1, *image.shape[-2:]).detach().float().cpu() for image in (pred, target))
     left, middle, right = part.subplots(1, 3)
     show(left, target, "reference")
-    show(middle, pred, title)
+    show(middle, pred, _plain(title))
     error = (pred - target).abs().mean(0)
     drawn = show(right, error, "absolute difference", cmap=ERROR_MAP, vmin=0, vmax=max(error.max().item(), 1e-6))
     part.colorbar(drawn, ax=right, shrink=0.8)
