@@ -42,9 +42,9 @@ def warmed(net, x):
 NETWORKS = {
     "generator": lambda: (Generator(width=8, levels=6, out_channels=1), (3, 64, 64)),
     "published order": lambda: (Generator(width=8, levels=5, order="pix2pix"), (3, 32, 32)),
-    "enlarger": lambda: (reparametrise(SRUNet(residual=False)), (3, 24, 16)),
-    "whole enlarger": lambda: (reparametrise(SRUNet()), (3, 24, 16)),
-    "enlarger by half": lambda: (reparametrise(SRUNet(downsample=0.75)), (3, 24, 16)),
+    "enlarger": lambda: (reparametrise(SRUNet(n_filters=16, residual=False)), (3, 24, 16)),
+    "whole enlarger": lambda: (reparametrise(SRUNet(n_filters=32)), (3, 24, 16)),
+    "enlarger by half": lambda: (reparametrise(SRUNet(n_filters=16, downsample=0.75)), (3, 24, 16)),
     "one pixel": lambda: (
         nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1)),
         (3, 2, 2),
