@@ -1,0 +1,265 @@
+"""Parts of a video joined to one file, with the times of its source and all that is copied from there."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import heapq
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from ..errors import FrameError
+from ..runtime import atomic_path
+from .coding import Target
+from .video import Index, _opened, what_is_wrong
+
+_COPIED = ("audio", "subtitle", "attachment")
+_OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # of a container, not of its content
+_OWN_STREAM_TAGS = {"encoder", "duration", "vendor_id", "number_of_bytes", "number_of_frames", "bps"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A coded part of a video.
+
+    Attributes:
+        path: From ``coding.encoding``; not read where there are no frames.
+        places: Place in the source of each of its frames.
+        delay: Frames by which coding is ahead of playing, at most.
+    """
+
+    path: Path
+    places: tuple[int, ...]
+    delay: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Time stamps of all frames of a video, in steps of ``unit`` seconds; for how many steps the last one is shown."""
+
+    stamps: tuple[int, ...]
+    unit: Fraction
+    last: int
+
+
+def timing(index: Index, unit: Fraction, rate: Fraction | None, last: int | None) -> Timing:
+    """The times of a video's frames: its own stamps, or equal steps where it does not tell.
+
+    Args:
+        index: From ``video.scan``.
+        unit: Seconds of a step of its stamps.
+        rate: Frames per second; 25 where it is not known.
+        last: Steps for which the last frame is shown, where known.
+    """
+    rate = Fraction(rate or 25)
+    step = Fraction(1) / (rate * unit)
+    if index.stamps is None:
+        return Timing(
+            tuple(i * rate.denominator for i in range(index.count)), Fraction(1, rate.numerator), rate.denominator
+        )
+    stamps = list(index.stamps)
+    while len(stamps) < index.count:  # of frames that are lost
+        stamps.append(stamps[-1] + max(round(step), 1))
+    scale = unit.numerator  # containers take units of one part of a second
+    return Timing(
+        tuple(s * scale for s in stamps), Fraction(1, unit.denominator), (last or max(round(step), 1)) * scale
+    )
+
+
+def join(
+    out: str | os.PathLike, parts: Sequence[Part], times: Timing, target: Target, source: str | os.PathLike
+) -> tuple[str, ...]:
+    """Write one file from parts, with audio, subtitles, attachments, chapters and tags of the source; whole or not at all.
+
+    Args:
+        out: One of ``coding.WRITTEN``.
+        parts: In playing order.
+        times: By place, of all frames of the source.
+        target: How the parts were coded.
+        source: The video from which the rest is copied, packet by packet.
+
+    Returns:
+        What could not be copied, one sentence each.
+
+    Raises:
+        FrameError: If there is no frame, or the container refuses.
+    """
+    import av
+
+    out, notes = Path(out), []
+    if problem := what_is_wrong(Path(source)):
+        raise FrameError(str(source), expected="the source", got=problem)
+    filled = [part for part in parts if part.places]
+    if not filled:
+        raise FrameError(str(source), expected="a frame that can be read", got="none")
+    try:
+        with atomic_path(out) as temporary, _opened(Path(source)) as (file, main):
+            options = {"movflags": "faststart"} if out.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
+            with av.open(str(temporary), "w", options=options) as made:
+                with av.open(str(filled[0].path)) as first:
+                    video = _video(made, first.streams.video[0], times.unit, target, out.suffix.lower())
+                video.metadata.update(_tags(main.metadata, _OWN_STREAM_TAGS))
+                copies = {}
+                for stream in file.streams:
+                    if stream.type in _COPIED:
+                        copy, note = _copy(made, stream)
+                        notes += [note] if note else []
+                        copies |= {stream.index: copy} if copy else {}
+                    elif stream.index != main.index:
+                        notes.append(f"stream {stream.index} ({stream.type}) is not copied")
+                made.metadata.update(_tags(file.metadata, _OWN_TAGS))
+                made.set_chapters(file.chapters())
+                exact = made.format.name != "matroska" and made.format.name != "webm"
+                mixed = heapq.merge(_coded(filled, times, exact), _copied(file, copies), key=lambda item: item[0])
+                for _, stream, packet in mixed:
+                    packet.stream = stream or video
+                    made.mux_one(packet)
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, FrameError):
+            raise
+        got = getattr(error, "strerror", None) or str(error)
+        raise FrameError(str(out), expected=f"a container for {target.codec.shown}", got=got) from None
+    return tuple(notes)
+
+
+def _tags(metadata: dict[str, str], own: set[str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.lower() not in own and not key.startswith("_STAT")}
+
+
+def _video(made, like, unit: Fraction, target: Target, suffix: str):
+    stream = made.add_stream_from_template(like)
+    stream.time_base = unit
+    coding, context = target.coding, stream.codec_context
+    context.color_range, context.colorspace = coding.range, coding.matrix  # not every codec carries them
+    context.color_primaries, context.color_trc = coding.primaries, coding.transfer
+    context.sample_aspect_ratio = coding.aspect
+    if target.codec.shown == "H.265" and suffix != ".mkv":
+        context.codec_tag = "hvc1"  # Apple's players want it
+    return stream
+
+
+def _copy(made, stream) -> tuple[object | None, str]:
+    """A stream of the result for one of the source, or why there is none."""
+    name = getattr(stream.codec_context, "name", None) or "unknown"
+    try:
+        if stream.type == "attachment":
+            copy = made.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
+        else:
+            copy = made.add_stream_from_template(stream)
+    except (ValueError, AttributeError) as error:
+        return None, f"stream {stream.index} ({stream.type}, {name}) is not copied: {error}"
+    copy.metadata.update(_tags(stream.metadata, _OWN_STREAM_TAGS))
+    copy.disposition = stream.disposition
+    return (None if stream.type == "attachment" else copy), ""  # an attachment has no packets
+
+
+def _coded(parts: Sequence[Part], times: Timing, exact: bool) -> Iterator[tuple[Fraction, None, object]]:
+    """Packets of the video with their times in the result.
+
+    A packet's time of decoding is the time of showing of the frame as many places before it as coding is ahead of
+    playing; before the first frame there is none, and Matroska, which keeps no times of decoding, wants none there.
+    """
+    import av
+
+    shown = [times.stamps[place] for part in parts for place in part.places]
+    ends = [*shown[1:], times.stamps[parts[-1].places[-1]] + times.last]
+    delay = max(part.delay for part in parts)
+    step = min(b - a for a, b in zip(shown, ends, strict=True))
+    early = [shown[0] - step * i if exact else shown[0] for i in range(delay, 0, -1)]
+    decoded = itertools.chain(early, shown)
+    begin = 0
+    for part in parts:
+        with av.open(str(part.path)) as file:
+            packets = [packet for packet in file.demux(video=0) if packet.size]
+        if len(packets) != len(part.places):
+            want = f"{len(part.places)} frames"
+            raise FrameError(str(part.path), expected=want, got=len(packets), remedy="Delete it and run again.")
+        order = {stamp: rank for rank, stamp in enumerate(sorted(packet.pts for packet in packets))}
+        for packet in packets:
+            rank = begin + order[packet.pts]
+            packet.time_base = times.unit
+            packet.pts, packet.dts, packet.duration = shown[rank], next(decoded), ends[rank] - shown[rank]
+            yield packet.dts * times.unit, None, packet
+        begin += len(packets)
+
+
+def _copied(file, copies: dict[int, object]) -> Iterator[tuple[Fraction, object, object]]:
+    """Packets of the source's other streams, as they are, up to where the file can be read."""
+    import av
+
+    if not copies:
+        return
+    last = Fraction(0)
+    try:
+        for packet in file.demux([stream for stream in file.streams if stream.index in copies]):
+            if packet.pts is None and packet.dts is None:  # the end
+                continue
+            last = max(last, (packet.dts if packet.dts is not None else packet.pts) * packet.time_base)
+            yield last, copies[packet.stream.index], packet
+    except av.FFmpegError:  # cut off: the video's own reader has told so
+        return
+
+
+@dataclasses.dataclass
+class Content:
+    """What a stream that is copied holds.
+
+    Attributes:
+        kind: "audio", "subtitle" or "attachment".
+        codec: As FFmpeg names it.
+        digest: MD5 of all packets one after the other.
+        times: Seconds of each packet.
+        tags: Language, title and the like.
+        disposition: FFmpeg's flags: default, forced, ...
+    """
+
+    kind: str
+    codec: str
+    digest: str
+    times: list[float]
+    tags: dict[str, str]
+    disposition: int
+
+
+def contents(path: str | os.PathLike) -> tuple[list[Content], dict[str, str], list[tuple[str, float, float]]]:
+    """What a video holds beside its pictures: streams, tags of the file, chapters (title, begin and end in seconds).
+
+    Empty packets of subtitles, by which MP4 fills gaps, do not count.
+
+    Raises:
+        FrameError: If the file is no video.
+    """
+    import av
+
+    with _opened(Path(path)) as (file, _):
+        streams = {stream.index: stream for stream in file.streams if stream.type in _COPIED}
+        sums = {index: hashlib.md5(usedforsecurity=False) for index in streams}
+        times = {index: [] for index in streams}
+        try:
+            wanted = [stream for stream in streams.values() if stream.type != "attachment"]
+            for packet in file.demux(wanted) if wanted else ():
+                data = bytes(packet)
+                if not data or (packet.stream.type == "subtitle" and data == b"\0\0"):
+                    continue
+                index, stamp = packet.stream.index, packet.pts if packet.pts is not None else packet.dts
+                sums[index].update(data)
+                times[index].append(float((stamp or 0) * packet.time_base))
+        except av.FFmpegError:  # cut off
+            pass
+        found = []
+        for index, stream in streams.items():
+            if stream.type == "attachment":
+                sums[index].update(stream.data)
+            name = getattr(stream.codec_context, "name", None) or ""
+            tags = {key.lower(): value for key, value in _tags(stream.metadata, _OWN_STREAM_TAGS).items()}
+            found.append(
+                Content(stream.type, name, sums[index].hexdigest(), times[index], tags, int(stream.disposition))
+            )
+        chapters = [
+            (c["metadata"].get("title", ""), float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]))
+            for c in file.chapters()
+        ]
+        return found, {k.lower(): v for k, v in _tags(file.metadata, _OWN_TAGS).items()}, chapters
