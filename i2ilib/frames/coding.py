@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterator
 from fractions import Fraction
@@ -19,7 +18,13 @@ from .video import _decoded, _filter, _opened, _orientation, _packets
 
 WRITTEN = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 RANGES = {0: "unspecified", 1: "limited", 2: "full"}
-HDR = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
+NOT_GAMMA = {  # transfer functions unlike those of ordinary video
+    8: "linear light",
+    9: "a logarithm",
+    10: "a logarithm",
+    16: "PQ (SMPTE ST 2084)",
+    18: "HLG (ARIB STD-B67)",
+}
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt470", 6: "smpte170m", 7: "smpte240m", 9: "bt2020"}  # that FFmpeg computes
 _GUESSED = (0, 2, 3)  # no matrix of Y'CbCr is told; FFmpeg takes that of BT.601
 _WHITE = 65280  # of 16-bit RGB in FFmpeg: the 8-bit code, shifted

@@ -72,14 +72,14 @@ def timing(index: Index, unit: Fraction, rate: Fraction | None, last: int | None
 def join(
     out: str | os.PathLike, parts: Sequence[Part], times: Timing, target: Target, source: str | os.PathLike
 ) -> tuple[str, ...]:
-    """Write one file from parts, with audio, subtitles, attachments, chapters and tags of the source; whole or not at all.
+    """Write one file from parts, with all else that the source holds; whole or not at all.
 
     Args:
         out: One of ``coding.WRITTEN``.
         parts: In playing order.
         times: By place, of all frames of the source.
         target: How the parts were coded.
-        source: The video from which the rest is copied, packet by packet.
+        source: The video whose sound, subtitles, attachments, chapters and tags are copied, packet by packet.
 
     Returns:
         What could not be copied, one sentence each.

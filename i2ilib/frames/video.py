@@ -25,6 +25,7 @@ from ..runtime import atomic_path
 from .picture import Frame, upright, what_is_wrong
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
+INTERLACED = "it is interlaced, and its fields stay woven"  # a note of a frame
 _TICKS = 90_000  # a second: the clock of MPEG, of which every usual frame rate is a divisor
 _TIMED = {"mov", "mp4", "matroska", "webm"}  # containers that keep the time at which a frame is shown
 _KEYED = {  # codecs whose key frames are marked truly and need nothing from before
@@ -449,7 +450,7 @@ def _notes(frame) -> tuple[str, ...]:
     if frame.color_primaries in (ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432):
         notes.append(f"its primaries are {ColorPrimaries(frame.color_primaries).name} and are taken as Rec. 709")
     if frame.interlaced_frame:
-        notes.append("it is interlaced, and its fields stay woven")
+        notes.append(INTERLACED)
     return tuple(notes)
 
 
