@@ -103,7 +103,7 @@ def coding(path: str | os.PathLike) -> Coding:
     with _opened(path) as (file, stream):
         aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
         rate, unit = stream.average_rate, stream.time_base
-        ends = [(p.end, p.end - p.stamp) for p in _packets(file, stream)[0] if p.end is not None and p.shown]
+        last = _last(file, stream)
     first = next(_decoded(path), None)
     if first is None:
         raise FrameError(str(path), expected="a video", got="no frame that can be decoded")
@@ -121,12 +121,23 @@ def coding(path: str | os.PathLike) -> Coding:
         1 / aspect if orientation >= 5 else aspect,
         rate or None,
         unit,
-        max(ends)[1] or None if ends else None,
+        last,
         orientation,
         bool(first.interlaced_frame),
         any(component.is_alpha for component in first.format.components),
         _metadata(path),
     )
+
+
+def _last(file, stream) -> int | None:
+    """Steps for which the last frame is shown: in MP4 up to the end of the stream, else as its packet says."""
+    whole, begin, named = stream.duration, stream.start_time, file.format.name
+    packets = [p for p in _packets(file, stream)[0] if p.end is not None and p.shown]
+    if not packets:
+        return None
+    final = max(packets, key=lambda packet: packet.stamp)
+    left = (begin or 0) + (whole or 0) - final.stamp  # packets of MP4 know the steps of decoding only
+    return (left if "mov" in named and left > 0 else final.end - final.stamp) or None
 
 
 def _metadata(path: Path) -> tuple[str, ...]:

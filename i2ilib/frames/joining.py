@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import heapq
 import itertools
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,8 +16,10 @@ from pathlib import Path
 from ..errors import FrameError
 from ..runtime import atomic_path
 from .coding import Target
+from .ffmpeg import ProgramError, run
 from .video import Index, _opened, what_is_wrong
 
+_TEXT = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".mkv": "subrip", ".webm": "webvtt"}  # subtitles
 _COPIED = ("audio", "subtitle", "attachment")
 _OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # of a container, not of its content
 _OWN_STREAM_TAGS = {"encoder", "duration", "vendor_id", "number_of_bytes", "number_of_frames", "bps"}
@@ -89,34 +93,42 @@ def join(
     """
     import av
 
-    out, notes = Path(out), []
-    if problem := what_is_wrong(Path(source)):
+    out, source, notes = Path(out), Path(source), []
+    if problem := what_is_wrong(source):
         raise FrameError(str(source), expected="the source", got=problem)
     filled = [part for part in parts if part.places]
     if not filled:
         raise FrameError(str(source), expected="a frame that can be read", got="none")
+    suffix, options = out.suffix.lower(), {}
+    if suffix in (".mp4", ".m4v", ".mov"):
+        options = {"movflags": "faststart", "movie_timescale": str(times.unit.denominator)}
     try:
-        with atomic_path(out) as temporary, _opened(Path(source)) as (file, main):
-            options = {"movflags": "faststart"} if out.suffix.lower() in (".mp4", ".m4v", ".mov") else {}
-            with av.open(str(temporary), "w", options=options) as made:
-                with av.open(str(filled[0].path)) as first:
-                    video = _video(made, first.streams.video[0], times.unit, target, out.suffix.lower())
-                video.metadata.update(_tags(main.metadata, _OWN_STREAM_TAGS))
-                copies = {}
-                for stream in file.streams:
-                    if stream.type in _COPIED:
-                        copy, note = _copy(made, stream)
-                        notes += [note] if note else []
-                        copies |= {stream.index: copy} if copy else {}
-                    elif stream.index != main.index:
-                        notes.append(f"stream {stream.index} ({stream.type}) is not copied")
-                made.metadata.update(_tags(file.metadata, _OWN_TAGS))
-                made.set_chapters(file.chapters())
-                exact = made.format.name != "matroska" and made.format.name != "webm"
-                mixed = heapq.merge(_coded(filled, times, exact), _copied(file, copies), key=lambda item: item[0])
-                for _, stream, packet in mixed:
-                    packet.stream = stream or video
-                    made.mux_one(packet)
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(out))
+            file, main = stack.enter_context(_opened(source))
+            made = stack.enter_context(av.open(str(temporary), "w", options=options))
+            with av.open(str(filled[0].path)) as first:
+                video = _video(made, first.streams.video[0], times.unit, target, suffix)
+            video.metadata.update(_tags(main.metadata, _OWN_STREAM_TAGS))
+            copies, texts = {}, []
+            for stream in file.streams:
+                if stream.type not in _COPIED:
+                    notes += [f"stream {stream.index} ({stream.type}) is not copied"] * (stream.index != main.index)
+                    continue
+                copy, note = _copy(made, stream)
+                if note and stream.type == "subtitle" and (text := _as_text(source, stream, suffix, stack)):
+                    copy, _ = _copy(made, text.streams[0], like=stream)
+                    texts.append(_copied(text, {0: copy}))
+                    note = f"stream {stream.index} (subtitle) became {_TEXT[suffix]}"
+                elif copy:
+                    copies[stream.index] = copy
+                notes += [note] if note else []
+            made.metadata.update(_tags(file.metadata, _OWN_TAGS))
+            made.set_chapters(file.chapters())
+            coded = _coded(filled, times, exact=suffix not in (".mkv", ".webm"))
+            for _, stream, packet in heapq.merge(coded, _copied(file, copies), *texts, key=lambda item: item[0]):
+                packet.stream = stream or video
+                made.mux_one(packet)
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, FrameError):
             raise
@@ -125,12 +137,26 @@ def join(
     return tuple(notes)
 
 
+def _as_text(source: Path, stream, suffix: str, stack: contextlib.ExitStack):
+    """Subtitles in the text format of a container, by the ffmpeg program, opened; None if they are no text."""
+    import av
+
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    path = folder / f"text{'.mkv' if suffix == '.webm' else suffix}"
+    arguments = ["-copyts", "-i", f"file:{source}", "-map", f"0:{stream.index}", "-c:s", _TEXT[suffix], str(path)]
+    try:
+        run(arguments, what=str(source), expected="subtitles of text")
+    except ProgramError:
+        return None
+    return stack.enter_context(av.open(str(path)))
+
+
 def _tags(metadata: dict[str, str], own: set[str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key.lower() not in own and not key.startswith("_STAT")}
 
 
 def _video(made, like, unit: Fraction, target: Target, suffix: str):
-    stream = made.add_stream_from_template(like)
+    stream = made.add_stream_from_template(like, opaque=True)  # as coded; by name there may be no such encoder
     stream.time_base = unit
     coding, context = target.coding, stream.codec_context
     context.color_range, context.colorspace = coding.range, coding.matrix  # not every codec carries them
@@ -141,8 +167,8 @@ def _video(made, like, unit: Fraction, target: Target, suffix: str):
     return stream
 
 
-def _copy(made, stream) -> tuple[object | None, str]:
-    """A stream of the result for one of the source, or why there is none."""
+def _copy(made, stream, like=None) -> tuple[object | None, str]:
+    """A stream of the result for one of the source, or why there is none; with the tags of another, if given."""
     name = getattr(stream.codec_context, "name", None) or "unknown"
     try:
         if stream.type == "attachment":
@@ -151,8 +177,8 @@ def _copy(made, stream) -> tuple[object | None, str]:
             copy = made.add_stream_from_template(stream)
     except (ValueError, AttributeError) as error:
         return None, f"stream {stream.index} ({stream.type}, {name}) is not copied: {error}"
-    copy.metadata.update(_tags(stream.metadata, _OWN_STREAM_TAGS))
-    copy.disposition = stream.disposition
+    copy.metadata.update(_tags((like or stream).metadata, _OWN_STREAM_TAGS))
+    copy.disposition = (like or stream).disposition
     return (None if stream.type == "attachment" else copy), ""  # an attachment has no packets
 
 
@@ -170,7 +196,7 @@ def _coded(parts: Sequence[Part], times: Timing, exact: bool) -> Iterator[tuple[
     step = min(b - a for a, b in zip(shown, ends, strict=True))
     early = [shown[0] - step * i if exact else shown[0] for i in range(delay, 0, -1)]
     decoded = itertools.chain(early, shown)
-    begin = 0
+    begin, left = 0, len(shown)
     for part in parts:
         with av.open(str(part.path)) as file:
             packets = [packet for packet in file.demux(video=0) if packet.size]
@@ -182,6 +208,9 @@ def _coded(parts: Sequence[Part], times: Timing, exact: bool) -> Iterator[tuple[
             rank = begin + order[packet.pts]
             packet.time_base = times.unit
             packet.pts, packet.dts, packet.duration = shown[rank], next(decoded), ends[rank] - shown[rank]
+            left -= 1
+            if exact and not left:  # MP4 adds up steps of decoding to the duration of all
+                packet.duration = ends[-1] - packet.dts - delay * step
             yield packet.dts * times.unit, None, packet
         begin += len(packets)
 
