@@ -162,35 +162,31 @@ def _deinterlaced(path: Path, index: Index, wanted: Iterable[int]) -> Iterator[t
     if not places:
         return
     around = range(max(places[0] - 1, 0), min(places[-1] + 2, index.count))
-    graph, ahead, waiting = None, [], []  # a filter holds one frame back until it has seen the next
+    for sound, run in itertools.groupby(_found(path, index, around), key=lambda item: item[2]):
+        for place, frame, _ in _bwdif(run) if sound else run:
+            if places[0] <= place <= places[-1]:
+                yield place, frame, sound
 
-    def pulled(graph) -> Iterator:
-        import av
 
-        with contextlib.suppress(av.BlockingIOError, av.EOFError):
-            while True:
-                yield graph.pull()
+def _bwdif(run: Iterable[tuple[int, object, bool]]) -> Iterator[tuple[int, object, bool]]:
+    """Sound frames in a row, each made of its own fields and those around it."""
+    graph, waiting = None, []  # the filter holds a frame back until it has seen the next
+    for place, frame, _ in run:
+        graph = graph or _filter(frame, "bwdif=mode=send_frame")
+        waiting.append(place)
+        graph.push(frame)
+        yield from _pulled(graph, waiting)
+    graph.push(None)
+    yield from _pulled(graph, waiting)
 
-    def of(graph) -> Iterator[tuple[int, object, bool]]:
-        for frame in pulled(graph):
+
+def _pulled(graph, waiting: list[int]) -> Iterator[tuple[int, object, bool]]:
+    import av
+
+    with contextlib.suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            frame = graph.pull()
             yield waiting.pop(0), frame, True
-
-    for place, frame, sound in itertools.chain(_found(path, index, around), [(None, None, False)]):
-        if sound:
-            graph = graph or _filter(frame, "bwdif=mode=send_frame")
-            frame.pts, frame.time_base = place, Fraction(1, 1000)
-            graph.push(frame)
-            waiting.append(place)
-            ahead += of(graph)
-        else:  # what follows a hole begins anew
-            if graph is not None:
-                graph.push(None)
-                ahead += of(graph)
-            graph = None
-            if place is not None:
-                ahead.append((place, frame, False))
-        yield from (item for item in ahead if places[0] <= item[0] <= places[-1])
-        ahead = []
 
 
 class _Packet(NamedTuple):

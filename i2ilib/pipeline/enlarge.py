@@ -138,6 +138,15 @@ def _loaded(model: str | os.PathLike | nn.Module) -> tuple[Enlarger, dict[str, i
     return net.eval(), positions, identity
 
 
+def core_of(model: str | os.PathLike | nn.Module) -> nn.Module:
+    """The part of a network that a runner computes, in plain PyTorch: the detail, from folded convolutions.
+
+    Args:
+        model: As in :func:`open_network`, but for a number.
+    """
+    return _core(_loaded(model)[0], fold=True)
+
+
 def _core(net: Enlarger, *, fold: bool) -> nn.Module:
     """The part for the runner: detail only; folded, unless its fix positions belong to the network as it is."""
     if fold and not net.config.folded:
