@@ -150,6 +150,24 @@ def test_subtitles_become_the_text_of_the_other_container(run, rich, tmp_path, o
     assert ffmpeg("-i", out, "-map", "0:s", "-f", "srt", "-") == ffmpeg("-i", source, "-map", "0:s", "-f", "srt", "-")
 
 
+def test_attachments_and_covers(run, rich, tmp_path):
+    (tmp_path / "font.ttf").write_bytes(bytes(range(256)))
+    options = ["-map", "0:v", "-c", "copy", "-attach", tmp_path / "font.ttf", "-metadata:s:t", "mimetype=font/ttf"]
+    ffmpeg("-i", rich / "rich.mkv", *options, tmp_path / "a.mkv")
+    report = run(tmp_path / "a.mkv", tmp_path / "o.mkv")
+    assert not failures(report) and "attachment 1" in [check.name for check in report.checks]
+    ffmpeg("-dump_attachment:t:0", tmp_path / "again.ttf", "-i", tmp_path / "o.mkv", "-f", "null", "-")
+    assert (tmp_path / "again.ttf").read_bytes() == bytes(range(256))
+    assert [c.name for c in run(tmp_path / "a.mkv", tmp_path / "o.mp4").checks if not c.ok] == ["attachment 1"]
+
+    Image.new("RGB", (20, 10), (200, 20, 20)).save(tmp_path / "cover.png")
+    cover = ["-map", "0", "-map", "1", "-c", "copy", "-disposition:v:1", "attached_pic"]
+    ffmpeg("-i", rich / "rich.mp4", "-i", tmp_path / "cover.png", "-map", "-0:d", *cover, tmp_path / "c.mp4")
+    report = run(tmp_path / "c.mp4", tmp_path / "oc.mp4")
+    assert not failures(report) and "cover 1" in [check.name for check in report.checks]
+    assert re.search(r"Video: png.*20x10.*attached pic", about(tmp_path / "oc.mp4"))
+
+
 def test_sound_keeps_its_place(run, tmp_path):
     """A sound that begins late, and a picture that begins later."""
     more = ["-itsoffset", "0.25", "-f", "lavfi", "-i", "sine=d=0.5", "-map", "0", "-map", "1"]
@@ -255,6 +273,13 @@ def test_rotation_is_carried_out_and_its_matrix_dropped(run, tmp_path, degrees):
     want, found = pixels(tmp_path / "r.mp4").astype(int), pixels(tmp_path / "o.mp4").astype(int)
     assert np.abs(found[:, ::2, ::2] - want).mean() < 12  # the other way up it is 60 and more
     assert np.abs(found[:, ::2, ::2] - want[:, ::-1, ::-1]).mean() > 30
+
+
+def test_a_matrix_that_players_would_guess_otherwise_is_told(run, tmp_path):
+    source = make(tmp_path / "a.mp4", "-frames:v", "2", size="640x64", tags=None)
+    assert any("players guess BT.709" in note for note in run(source, tmp_path / "o.mp4").notes)
+    source = make(tmp_path / "b.mp4", "-frames:v", "2", size="640x64")
+    assert not run(source, tmp_path / "p.mp4").notes
 
 
 def test_no_sound(run, tmp_path):

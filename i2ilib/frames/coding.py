@@ -253,7 +253,7 @@ class Encoder:
         import av
 
         height, width = self.target.size
-        wide = torch.round(rgb[0] * _WHITE).to(torch.int32).permute(1, 2, 0).numpy().astype(np.uint16)
+        wide = rgb[0].permute(1, 2, 0).mul(_WHITE).round_().to(torch.uint16).numpy()
         short = [(0, full - side) for full, side in zip((height, width), wide.shape, strict=False)]
         wide = np.pad(wide, (*short, (0, 0)), "edge") if any(map(any, short)) else wide
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(wide), format="rgb48le")
@@ -312,13 +312,14 @@ def encoding(path: Path, target: Target) -> Iterator[Encoder]:
 
 
 def _stream(file, target: Target):
-    coding, rate = target.coding, target.coding.rate or Fraction(25)
+    coding = target.coding
+    rate = Fraction(coding.rate or 25).limit_denominator(1001) or Fraction(1, 1001)
     os.environ.setdefault("SVT_LOG", "1")  # errors only: SVT-AV1 would fill the terminal
     stream = file.add_stream(target.codec.encoder, rate=rate)
     stream.height, stream.width = target.size
     stream.pix_fmt = coding.pixel_format
     context = stream.codec_context
-    context.time_base, context.gop_size = 1 / Fraction(rate), target.gop  # frames are counted: times come later
+    context.time_base, context.gop_size = 1 / rate, target.gop  # frames are counted: times come later
     context.sample_aspect_ratio = coding.aspect
     context.color_range, context.colorspace = coding.range, coding.matrix
     context.color_primaries, context.color_trc = coding.primaries, coding.transfer

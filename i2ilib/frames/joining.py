@@ -20,7 +20,8 @@ from .ffmpeg import ProgramError, run
 from .video import Index, _opened, what_is_wrong
 
 _TEXT = {".mp4": "mov_text", ".m4v": "mov_text", ".mov": "mov_text", ".mkv": "subrip", ".webm": "webvtt"}  # subtitles
-_COPIED = ("audio", "subtitle", "attachment")
+_COPIED = ("audio", "subtitle", "attachment", "cover")
+_COVER = 0x400  # FFmpeg's flag for a picture that is attached as a stream of video
 _OWN_TAGS = {"major_brand", "minor_version", "compatible_brands", "encoder"}  # of a container, not of its content
 _OWN_STREAM_TAGS = {"encoder", "duration", "vendor_id", "number_of_bytes", "number_of_frames", "bps"}
 
@@ -112,7 +113,7 @@ def join(
             video.metadata.update(_tags(main.metadata, _OWN_STREAM_TAGS))
             copies, texts = {}, []
             for stream in file.streams:
-                if stream.type not in _COPIED:
+                if _kind(stream) not in _COPIED:
                     notes += [f"stream {stream.index} ({stream.type}) is not copied"] * (stream.index != main.index)
                     continue
                 copy, note = _copy(made, stream)
@@ -167,6 +168,10 @@ def _video(made, like, unit: Fraction, target: Target, suffix: str):
     return stream
 
 
+def _kind(stream) -> str:
+    return "cover" if stream.type == "video" and int(stream.disposition) & _COVER else stream.type
+
+
 def _copy(made, stream, like=None) -> tuple[object | None, str]:
     """A stream of the result for one of the source, or why there is none; with the tags of another, if given."""
     name = getattr(stream.codec_context, "name", None) or "unknown"
@@ -174,7 +179,7 @@ def _copy(made, stream, like=None) -> tuple[object | None, str]:
         if stream.type == "attachment":
             copy = made.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
         else:
-            copy = made.add_stream_from_template(stream)
+            copy = made.add_stream_from_template(stream, opaque=True)
     except (ValueError, AttributeError) as error:
         return None, f"stream {stream.index} ({stream.type}, {name}) is not copied: {error}"
     copy.metadata.update(_tags((like or stream).metadata, _OWN_STREAM_TAGS))
@@ -237,7 +242,7 @@ class Content:
     """What a stream that is copied holds.
 
     Attributes:
-        kind: "audio", "subtitle" or "attachment".
+        kind: "audio", "subtitle", "attachment" or "cover".
         codec: As FFmpeg names it.
         digest: MD5 of all packets one after the other.
         times: Seconds of each packet.
@@ -264,7 +269,7 @@ def contents(path: str | os.PathLike) -> tuple[list[Content], dict[str, str], li
     import av
 
     with _opened(Path(path)) as (file, _):
-        streams = {stream.index: stream for stream in file.streams if stream.type in _COPIED}
+        streams = {stream.index: stream for stream in file.streams if _kind(stream) in _COPIED}
         sums = {index: hashlib.md5(usedforsecurity=False) for index in streams}
         times = {index: [] for index in streams}
         try:

@@ -57,7 +57,7 @@ def audit_video(
     (streams, tags, chapters), (streams_out, tags_out, chapters_out) = contents(source), contents(out)
     begins = [float((index.stamps or (0,))[0] * how.unit) for index, how in zip(indices, codings, strict=True)]
     tick = float(codings[1].unit)
-    for kind in ("audio", "subtitle", "attachment"):
+    for kind in ("audio", "subtitle", "attachment", "cover"):
         pairs = ([stream for stream in found if stream.kind == kind] for found in (streams, streams_out))
         for number, (one, other) in enumerate(itertools.zip_longest(*pairs), 1):
             lines.append(_stream(f"{kind} {number}", one, other, begins, tick))

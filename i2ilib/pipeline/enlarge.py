@@ -90,6 +90,7 @@ def open_network(
         yield Network(None, _bicubic(model), model, Fraction(model), 1, identity={"model": f"bicubic {model}x"})
         return
     net, positions, identity = _loaded(model)
+    positions = positions if backend in INTEGER else None
     core, example = _core(net, fold=positions is None), torch.zeros(2, 3, 64, 64)
     if backend == "torch" and torch.backends.mkldnn.is_available():
         core = _Steady(core)

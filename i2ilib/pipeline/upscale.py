@@ -177,12 +177,14 @@ def _to_video(
     began, how = time.perf_counter(), coding(clip.path)
     _refuse(clip, how, options)
     work = out.with_name(out.name + ".parts")
-    beside = out.with_name(f"{out.stem}_compare{out.suffix}") if options.compare else None
+    other = out.with_name(f"{out.stem}_compare{out.suffix}") if options.compare else None
     if out.exists() and clip.path.resolve() == out.resolve():
         raise I2IError(str(out), expected="another file than the source", got="the source")
     targets = _targets(how, network.size(*clip.index.size), out.suffix, options)
     report = UpscaleReport(str(out), targets[0].size, len(clip), notes=list(targets[0].notes))
-    report.compare = str(beside) if beside else None
+    if how.matrix == 2 and _guessed(*clip.index.size) != _guessed(*report.size):
+        report.notes.append("its matrix is not told and was taken as BT.601; at the larger size players guess BT.709")
+    report.compare = str(other) if other else None
     if out.exists() and not overwrite and not work.exists():
         if not audit:
             remedy = "Choose another name, or overwrite it."
@@ -193,7 +195,8 @@ def _to_video(
         _run(plan, network, report, progress=progress)
         parts = _parts(plan, report)
         times = timing(clip.index, how.unit, how.rate, how.last)
-        files = [out, beside] if beside else [out]
+        files = [out, other] if other else [out]
+        discard_parts(*files)
         for i, file in enumerate(files):
             report.notes += [n for n in join(file, parts[i], times, targets[i], clip.path) if n not in report.notes]
         shutil.rmtree(work)
@@ -201,6 +204,11 @@ def _to_video(
     if audit:
         report.checks = audit_video(clip.path, out, network.size(*clip.index.size), deinterlaced=options.deinterlace)
     return report
+
+
+def _guessed(height: int, width: int) -> str:
+    """The matrix that players take for video that does not tell."""
+    return "BT.709" if width >= 1280 or height > 576 else "BT.601"
 
 
 def _refuse(clip: Clip, how: Coding, options: UpscaleOptions) -> None:
