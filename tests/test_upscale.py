@@ -558,6 +558,13 @@ def test_a_result_that_is_there(run, rich, tmp_path):
     assert (tmp_path / "o.mp4").stat().st_mtime_ns > before
 
 
+def test_a_file_where_the_comparison_should_be(run, rich, tmp_path):
+    (tmp_path / "o_compare.mp4").write_bytes(b"mine")
+    with pytest.raises(I2IError, match=r"o_compare.*a file that is there"):
+        run(rich / "rich.mp4", tmp_path / "o.mp4", compare="side")
+    assert (tmp_path / "o_compare.mp4").read_bytes() == b"mine"
+
+
 # --- bounded -------------------------------------------------------------------------------------------
 
 

@@ -185,17 +185,18 @@ def _to_video(
     if how.matrix == 2 and _guessed(*clip.index.size) != _guessed(*report.size):
         report.notes.append("its matrix is not told and was taken as BT.601; at the larger size players guess BT.709")
     report.compare = str(other) if other else None
-    if out.exists() and not overwrite and not work.exists():
-        if not audit:
+    files = [out, other] if other else [out]
+    there = [file for file in files if file.exists()]
+    if there and not overwrite and not work.exists():
+        if not audit or out not in there:
             remedy = "Choose another name, or overwrite it."
-            raise I2IError(str(out), expected="a new name", got="a file that is there", remedy=remedy)
+            raise I2IError(str(there[0]), expected="a new name", got="a file that is there", remedy=remedy)
         report.kept = len(clip)
     else:
         plan = _plan(clip, work, network, options, targets, overwrite=overwrite)
         _run(plan, network, report, progress=progress)
         parts = _parts(plan, report)
         times = timing(clip.index, how.unit, how.rate, how.last)
-        files = [out, other] if other else [out]
         discard_parts(*files)
         for i, file in enumerate(files):
             report.notes += [n for n in join(file, parts[i], times, targets[i], clip.path) if n not in report.notes]
