@@ -144,7 +144,8 @@ def test_sound_subtitles_chapters_and_tags(run, rich, tmp_path, suffix):
 
 @pytest.mark.parametrize(("one", "other", "name"), [(".mp4", ".mkv", "subrip"), (".mkv", ".mp4", "mov_text")])
 def test_subtitles_become_the_text_of_the_other_container(run, rich, tmp_path, one, other, name):
-    source, out = rich / f"rich{one}", tmp_path / f"o{other}"
+    source, out = tmp_path / f"a{one}", tmp_path / f"o{other}"
+    ffmpeg("-i", rich / f"rich{one}", "-map", "0:v", "-map", "0:s", "-c", "copy", source)
     report = run(source, out)
     assert not failures(report) and any(f"(subtitle) became {name}" in note for note in report.notes)
     assert ffmpeg("-i", out, "-map", "0:s", "-f", "srt", "-") == ffmpeg("-i", source, "-map", "0:s", "-f", "srt", "-")
@@ -161,8 +162,8 @@ def test_attachments_and_covers(run, rich, tmp_path):
     assert [c.name for c in run(tmp_path / "a.mkv", tmp_path / "o.mp4").checks if not c.ok] == ["attachment 1"]
 
     Image.new("RGB", (20, 10), (200, 20, 20)).save(tmp_path / "cover.png")
-    cover = ["-map", "0", "-map", "1", "-c", "copy", "-disposition:v:1", "attached_pic"]
-    ffmpeg("-i", rich / "rich.mp4", "-i", tmp_path / "cover.png", "-map", "-0:d", *cover, tmp_path / "c.mp4")
+    cover = ["-map", "0:v", "-map", "0:a", "-map", "1", "-c", "copy", "-disposition:v:1", "attached_pic"]
+    ffmpeg("-i", rich / "rich.mp4", "-i", tmp_path / "cover.png", *cover, tmp_path / "c.mp4")
     report = run(tmp_path / "c.mp4", tmp_path / "oc.mp4")
     assert not failures(report) and "cover 1" in [check.name for check in report.checks]
     assert re.search(r"Video: png.*20x10.*attached pic", about(tmp_path / "oc.mp4"))

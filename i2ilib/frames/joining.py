@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import heapq
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -102,7 +103,9 @@ def join(
         raise FrameError(str(source), expected="a frame that can be read", got="none")
     suffix, options = out.suffix.lower(), {}
     if suffix in (".mp4", ".m4v", ".mov"):
-        options = {"movflags": "faststart", "movie_timescale": str(times.unit.denominator)}
+        clock = math.lcm(times.unit.denominator, 1000)  # of durations and chapters, which often are milliseconds
+        clock = clock if clock < 2**31 else times.unit.denominator
+        options = {"movflags": "faststart", "movie_timescale": str(clock)}
     try:
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(out))
@@ -177,6 +180,8 @@ def _copy(made, stream, like=None) -> tuple[object | None, str]:
     name = getattr(stream.codec_context, "name", None) or "unknown"
     try:
         if stream.type == "attachment":
+            if made.format.name != "matroska":
+                raise ValueError(f"{made.format.name} has no attachments")
             copy = made.add_attachment(stream.name or "attachment", stream.mimetype or "", stream.data)
         else:
             copy = made.add_stream_from_template(stream, opaque=True)
