@@ -234,8 +234,10 @@ def _copied(file, copies: dict[int, object]) -> Iterator[tuple[Fraction, object,
     last = Fraction(0)
     try:
         for packet in file.demux([stream for stream in file.streams if stream.index in copies]):
-            if packet.pts is None and packet.dts is None:  # the end
+            if not packet.size:  # the end
                 continue
+            if packet.pts is None and packet.dts is None:  # a cover has no time
+                packet.pts = packet.dts = 0
             last = max(last, (packet.dts if packet.dts is not None else packet.pts) * packet.time_base)
             yield last, copies[packet.stream.index], packet
     except av.FFmpegError:  # cut off: the video's own reader has told so
@@ -295,7 +297,7 @@ def contents(path: str | os.PathLike) -> tuple[list[Content], dict[str, str], li
             name = getattr(stream.codec_context, "name", None) or ""
             tags = {key.lower(): value for key, value in _tags(stream.metadata, _OWN_STREAM_TAGS).items()}
             found.append(
-                Content(stream.type, name, sums[index].hexdigest(), times[index], tags, int(stream.disposition))
+                Content(_kind(stream), name, sums[index].hexdigest(), times[index], tags, int(stream.disposition))
             )
         chapters = [
             (c["metadata"].get("title", ""), float(c["start"] * c["time_base"]), float(c["end"] * c["time_base"]))
