@@ -1,4 +1,7 @@
-"""The command line, for people without a notebook: ``i2i info|fetch|matte|train|inspect|quantise|compare|bench``."""
+"""The command line, for people without a notebook.
+
+``i2i info|fetch|matte|upscale|train|inspect|quantise|compare|bench``
+"""
 
 from __future__ import annotations
 
@@ -101,6 +104,27 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="know a frame that has changed by its content, not by size and time (reads every frame)",
     )
+
+    upscale = command("upscale", _upscale, "Enlarge a video, or pictures, by a network; all else of a video is kept.")
+    upscale.add_argument("source", type=Path, help="a video, a picture or a folder of pictures")
+    upscale.add_argument("out", type=Path, help="a video (.mp4, .mov, .mkv, .webm), or a folder for pictures")
+    which = upscale.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", type=Path, metavar="WEIGHTS", help="an SRUNet or UNet: .safetensors, or their .pth")
+    which.add_argument("--scale", type=int, metavar="N", help="no network: bicubic, so many times")
+    upscale.add_argument("--backend", default="torch", choices=list(BACKENDS), metavar="NAME", help="default: torch")
+    upscale.add_argument("--codec", default="auto", help="h264, hevc, av1, vp9 or ffv1 (default: what fits)")
+    upscale.add_argument("--crf", type=int, help="quality of the codec: smaller is better and larger")
+    upscale.add_argument("--compare", choices=["side", "split"], help="write another video, bicubic left")
+    upscale.add_argument("--audit", action="store_true", help="prove what was kept, of a result that is there too")
+    upscale.add_argument("--deinterlace", action="store_true", help="take interlaced video, and part its fields")
+    upscale.add_argument(
+        "--own-space", action="store_true", help="take PQ, HLG and the like, and enlarge their codes as they are"
+    )
+    upscale.add_argument("--tile", type=int, metavar="PIXELS", help="longest side of a tile (default: as memory lasts)")
+    upscale.add_argument("--memory", type=float, metavar="GIB", help="for tiles (default: a quarter of the machine's)")
+    upscale.add_argument("--batch", type=int, default=1, help="frames that go through the network at once (default: 1)")
+    upscale.add_argument("--segment", type=int, default=96, metavar="FRAMES", help="what a kill may cost (default: 96)")
+    upscale.add_argument("--overwrite", action="store_true", help="begin anew, whatever is there")
 
     train = command("train", _train, "Train a matting generator on a clip in the VideoMatte240K layout.")
     train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha")
@@ -278,6 +302,26 @@ def _matte(options: argparse.Namespace) -> int:
         lines.append(f"passed over, as no pictures: {_some(report.passed_over)}")
     _say(options, result, "\n".join(lines))
     return 1 if report.failed else 0
+
+
+def _upscale(options: argparse.Namespace) -> int:
+    from .pipeline.enlarge import open_network
+    from .pipeline.upscale import UpscaleOptions, calibration, upscale
+
+    names = [field.name for field in dataclasses.fields(UpscaleOptions)]
+    chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
+    chosen = UpscaleOptions(**chosen, memory_gib=options.memory)
+    model = options.scale if options.model is None else options.model
+    how = {"backend": options.backend, "calibration": lambda: calibration(options.source)}
+    with open_network(model, **how) as network:
+        report = upscale(options.source, options.out, network, chosen, overwrite=options.overwrite, audit=options.audit)
+    rate = report.written / report.seconds if report.seconds else 0.0
+    lines = [f"{report.written} written ({rate:.2f}/s), {report.kept} kept, {len(report.failed)} failed; {report.out}"]
+    lines += [f"beside bicubic: {report.compare}"] if report.compare else []
+    lines += [f"note: {note}" for note in report.notes] + [str(check) for check in report.checks]
+    checks = [check._asdict() for check in report.checks]
+    _say(options, dataclasses.asdict(report) | {"checks": checks, "ok": report.ok}, "\n".join(lines))
+    return 0 if report.ok else 1
 
 
 def _some(names: Sequence[str]) -> str:

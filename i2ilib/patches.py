@@ -61,12 +61,12 @@ class Grid:
     @functools.cached_property
     def tops(self) -> list[int]:
         """First row of each row of patches."""
-        return _starts(self.height, self.patch, self.stride)
+        return starts(self.height, self.patch, self.stride)
 
     @functools.cached_property
     def lefts(self) -> list[int]:
         """First column of each column of patches."""
-        return _starts(self.width, self.patch, self.stride)
+        return starts(self.width, self.patch, self.stride)
 
     @property
     def columns(self) -> int:
@@ -82,9 +82,15 @@ class Grid:
         return len(self.tops) * len(self.lefts)
 
 
-def _starts(size: int, patch: int, stride: int) -> list[int]:
-    starts = list(range(0, size - patch + 1, stride))
-    return starts if starts[-1] == size - patch else [*starts, size - patch]
+def starts(size: int, patch: int, stride: int) -> list[int]:
+    """Where patches begin along one side; the last one is aligned with the edge.
+
+    Example:
+        >>> starts(300, 256, 64)
+        [0, 44]
+    """
+    found = list(range(0, size - patch + 1, stride))
+    return found if found[-1] == size - patch else [*found, size - patch]
 
 
 def nearest_multiple(height: int, width: int, *, patch: int = PATCH) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from ..runtime import atomic_path
 from .picture import Frame, upright, what_is_wrong
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mxf")
+INTERLACED = "it is interlaced, and its fields stay woven"  # a note of a frame
 _TICKS = 90_000  # a second: the clock of MPEG, of which every usual frame rate is a divisor
 _TIMED = {"mov", "mp4", "matroska", "webm"}  # containers that keep the time at which a frame is shown
 _KEYED = {  # codecs whose key frames are marked truly and need nothing from before
@@ -117,7 +118,9 @@ def scan(path: str | os.PathLike) -> Index:
     )
 
 
-def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterator[tuple[int, Frame | FrameError]]:
+def read(
+    path: str | os.PathLike, index: Index, wanted: Iterable[int], *, deinterlace: bool = False
+) -> Iterator[tuple[int, Frame | FrameError]]:
     """The wanted frames in playing order, each with its place, or the error that it met.
 
     Decoding goes on from one wanted frame to the next, or begins anew at a key frame between them.
@@ -126,11 +129,26 @@ def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterat
         path: The video.
         index: From :func:`scan`.
         wanted: Places from 0, increasing; asked for one by one.
+        deinterlace: Make each frame of its own fields and those around it (FFmpeg's bwdif, one frame for one); the
+            wanted places must then follow one another without a gap.
 
     Yields:
         The place and the frame: sRGB codes in [0, 1], with alpha where the video has it.
     """
-    path, last, ahead, frames = Path(path), 0, None, _placed(Path(path), index, 0)
+    path = Path(path)
+    found = (_deinterlaced if deinterlace else _found)(path, index, wanted)
+    for place, frame, sound in found:
+        name = f"frame_{place + 1:06d}"
+        if sound:
+            yield place, _picture(frame, path, name, index.orientation)
+        else:
+            got = "the stream ended early" if frame is None else "damaged data"
+            yield place, FrameError(f"{path}, {name}", expected="a frame", got=got, remedy="Copy the video again.")
+
+
+def _found(path: Path, index: Index, wanted: Iterable[int]) -> Iterator[tuple[int, object, bool]]:
+    """Each wanted place, its frame as decoded (None if there is none), and whether it is sound."""
+    last, ahead, frames = 0, None, _placed(path, index, 0)
     keys = [bisect.bisect_left(index.stamps, stamp) for stamp in index.keys]  # their places
     for place in wanted:
         key = keys[bisect.bisect_right(keys, place) - 1] if keys and keys[0] <= place else 0
@@ -138,13 +156,42 @@ def read(path: str | os.PathLike, index: Index, wanted: Iterable[int]) -> Iterat
             ahead, frames = None, _placed(path, index, key)
         while ahead is None or ahead[0] < place:
             ahead = next(frames, (math.inf, None, False))
-        last, name = place, f"frame_{place + 1:06d}"
+        last = place
         at, frame, sound = ahead
-        if at == place and sound:
-            yield place, _picture(frame, path, name, index.orientation)
-        else:
-            got = "the stream ended early" if frame is None else "damaged data"
-            yield place, FrameError(f"{path}, {name}", expected="a frame", got=got, remedy="Copy the video again.")
+        yield place, frame, at == place and sound
+
+
+def _deinterlaced(path: Path, index: Index, wanted: Iterable[int]) -> Iterator[tuple[int, object, bool]]:
+    """As :func:`_found`, of places in a row. The filter needs one frame before and one behind, and no more."""
+    places = list(wanted)
+    if not places:
+        return
+    around = range(max(places[0] - 1, 0), min(places[-1] + 2, index.count))
+    for sound, run in itertools.groupby(_found(path, index, around), key=lambda item: item[2]):
+        for place, frame, _ in _bwdif(run) if sound else run:
+            if places[0] <= place <= places[-1]:
+                yield place, frame, sound
+
+
+def _bwdif(run: Iterable[tuple[int, object, bool]]) -> Iterator[tuple[int, object, bool]]:
+    """Sound frames in a row, each made of its own fields and those around it."""
+    graph, waiting = None, []  # the filter holds a frame back until it has seen the next
+    for place, frame, _ in run:
+        graph = graph or _filter(frame, "bwdif=mode=send_frame")
+        waiting.append(place)
+        graph.push(frame)
+        yield from _pulled(graph, waiting)
+    graph.push(None)
+    yield from _pulled(graph, waiting)
+
+
+def _pulled(graph, waiting: list[int]) -> Iterator[tuple[int, object, bool]]:
+    import av
+
+    with contextlib.suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            frame = graph.pull()
+            yield waiting.pop(0), frame, True
 
 
 class _Packet(NamedTuple):
@@ -359,22 +406,24 @@ def _rgb(frame, *, alpha: bool) -> np.ndarray:
 
 def _converted(frame, layout: str) -> np.ndarray:
     """A frame in another pixel format, converted as the ffmpeg program does, in full precision."""
+    # without the flags the result is about one 8-bit code too dark
+    graph = _filter(frame, "scale=flags=bicubic+accurate_rnd+full_chroma_int", f"format={layout}")
+    graph.push(frame)
+    return graph.pull().to_ndarray()
+
+
+def _filter(frame, *chain: str):
+    """FFmpeg's filters in a row, each as ``name=arguments``, for frames like this one."""
     import av
 
     graph = av.filter.Graph()
     about = f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000"
     about += f":colorspace={frame.colorspace}:range={frame.color_range}"
-    chain = [  # without the flags the result is about one 8-bit code too dark
-        graph.add("buffer", about),
-        graph.add("scale", "flags=bicubic+accurate_rnd+full_chroma_int"),
-        graph.add("format", layout),
-        graph.add("buffersink"),
-    ]
-    for one, other in itertools.pairwise(chain):
+    links = [graph.add("buffer", about), *(graph.add(*step.split("=", 1)) for step in chain), graph.add("buffersink")]
+    for one, other in itertools.pairwise(links):
         one.link_to(other)
     graph.configure()
-    graph.push(frame)
-    return graph.pull().to_ndarray()
+    return graph
 
 
 def _orientation(frame) -> int:
@@ -409,7 +458,7 @@ def _notes(frame) -> tuple[str, ...]:
     if frame.color_primaries in (ColorPrimaries.BT2020, ColorPrimaries.SMPTE431, ColorPrimaries.SMPTE432):
         notes.append(f"its primaries are {ColorPrimaries(frame.color_primaries).name} and are taken as Rec. 709")
     if frame.interlaced_frame:
-        notes.append("it is interlaced, and its fields stay woven")
+        notes.append(INTERLACED)
     return tuple(notes)
 
 

@@ -78,12 +78,15 @@ class JobFolder:
         return self.out / "frames.jsonl"
 
 
-def open_job(out: Path, about: dict, *, overwrite: bool = False, by_content: bool = False) -> JobFolder:
+def open_job(
+    out: Path, about: dict, *, results: str = "*/*", overwrite: bool = False, by_content: bool = False
+) -> JobFolder:
     """The folder of a job, which it may not have yet; nothing is written.
 
     Args:
         out: The folder.
         about: What the results depend on besides the sources' content, as JSON values.
+        results: Pattern of the files that count as results of a job.
         overwrite: Take the folder whatever is there, and keep nothing.
         by_content: Know a source by its SHA-256 rather than by size and time.
 
@@ -94,7 +97,7 @@ def open_job(out: Path, about: dict, *, overwrite: bool = False, by_content: boo
     fingerprint = hashlib.sha256(text.encode()).hexdigest()
     if out.exists() and not out.is_dir():
         raise I2IError(str(out), expected="a folder to write to", got="a file")
-    if not overwrite and any(out.glob("*/*")) and _owner(out) != fingerprint:
+    if not overwrite and any(out.glob(results)) and _owner(out) != fingerprint:
         raise I2IError(
             str(out),
             expected="a new folder, or one with results of this model and these options",
@@ -120,7 +123,7 @@ def _records(log: Path, fingerprint: str) -> dict[str, dict]:
         try:
             record = json.loads(line)
             records.pop(record["file"], None)
-            if record["job"] == fingerprint and isinstance(record["source"], dict) and len(record["results"]) == 2:
+            if record["job"] == fingerprint and isinstance(record["source"], dict) and record["results"]:
                 records[record["file"]] = record
         except (ValueError, KeyError, TypeError):
             continue
