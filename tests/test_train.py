@@ -35,7 +35,8 @@ from i2ilib.train import (
     matting_config,
     train_matting,
 )
-from i2ilib.train.matting import best_epoch, has_bf16, settle_mode, settle_precision
+from i2ilib.train.gan import best_epoch, has_bf16, settle_precision
+from i2ilib.train.matting import settle_mode
 
 TINY = {"width": 4, "discriminator_width": 4, "epochs": 2}
 FOREVER = 1e9  # seconds between checkpoints: only epochs write them
