@@ -85,8 +85,8 @@ class RestorationConfig:
 PRESETS: dict[str, dict[str, object]] = {
     "smoke": {"width": 8, "depth": 0.5, "discriminator_width": 8, "crop": 48, "epochs": 2, "patches": 16, "batch": 4},
     "quick": {
-        "width": 32, "discriminator_width": 16, "learning_rate": 1e-3, "decay_from": 0.3, "epochs": 20, "patches": 1000,
-        "batch": 4,
+        "width": 32, "discriminator_width": 16, "learning_rate": 1e-3, "decay_from": 0.3, "epochs": 6, "patches": 1000,
+        "batch": 2,
     },
     "full": {},
 }  # fmt: skip
