@@ -1,4 +1,4 @@
-"""The command line, for people without a notebook: ``i2i info``, ``fetch``, ``degrade``, ``train``, ``matte`` and so on."""
+"""The command line, for people without a notebook: ``i2i info``, ``degrade``, ``train``, ``matte``, ``compare``, …"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from PIL import Image
 from i2ilib import I2IError, plots, widgets
 from i2ilib.deploy.staircase import Step
 from i2ilib.plots import quantisation as qp
+from i2ilib.plots.restoration import restoration
 from i2ilib.quant import quantise
 from i2ilib.quant.correct import Pair
 
