@@ -27,7 +27,7 @@ from ..datasets import bvi_dvc, faults, moving
 from ..deploy import Runner, bench, fastest_exact, make_runner, published, status
 from ..errors import I2IError, UnavailableError
 from ..models.layers import Enlarger
-from ..quant import Quantised, quantise
+from ..quant import Quantised, quantise, with_positions
 
 FPS = 24  # of the clip of 120 seconds
 VMAF = ("vmaf_v0.6.1", "vmaf_v0.6.1neg")
@@ -54,16 +54,25 @@ def calibration(count: int = 8, *, scale: int = 2) -> torch.Tensor:
     return faults.resize(torch.stack(frames), (TILE, TILE)) * 2 - 1
 
 
-def precisions(core: Enlarger, quantised: Quantised) -> dict[str, tuple[str, Runner | str]]:
-    """By the thesis's name of a precision: the backend, and a runner of it or why there is none."""
-    example = torch.zeros(1, 3, TILE, TILE)
+def precisions(
+    core: Enlarger, positions: Mapping[str, int], example: torch.Tensor
+) -> dict[str, tuple[str, Runner | str]]:
+    """By the thesis's name of a precision: the backend, and a runner of it or why there is none.
+
+    Args:
+        core: From :func:`core_of`.
+        positions: Its fix positions.
+        example: (N, 3, H, W): engines are built for one height and width.
+    """
     short = next((b for b in ("tensorrt-float16", "openvino-bf16", "torch-bf16") if status(b)), "torch-bf16")
     wanted = {"": "torch", "-FP32": "openvino", "-FP16": short, "-INT8": fastest_exact()[0]}
     found: dict[str, tuple[str, Runner | str]] = {}
     for suffix, backend in wanted.items():
-        there = status(backend)
-        runner = make_runner(backend, core, example, quantised=quantised) if there else f"not measured: {there.reason}"
-        found[suffix] = backend, runner
+        if there := status(backend):
+            quantised = with_positions(core, positions, example) if suffix == "-INT8" else None
+            found[suffix] = backend, make_runner(backend, core, example, quantised=quantised)
+        else:
+            found[suffix] = backend, f"not measured: {there.reason}"
     return found
 
 
@@ -76,11 +85,17 @@ def restored(runner: Runner, network: Enlarger, low: torch.Tensor) -> torch.Tens
     height, width = low.shape[-2:]
     made = []
     for frame in low:
-        x = frame[None].float().div(255) * 2 - 1
-        x = nn.functional.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
+        x = _padded(frame[None])
         shown = network.host(runner.run(x), x).add(1).div(2).mul(255).round().to(torch.uint8)
         made.append(shown[..., : height * network.config.scale, : width * network.config.scale])
     return torch.cat(made)
+
+
+def _padded(codes: torch.Tensor) -> torch.Tensor:
+    """As a network sees it, in [-1, 1]."""
+    height, width = codes.shape[-2:]
+    x = codes.float().div(255) * 2 - 1
+    return nn.functional.pad(x, (0, -width % 8, 0, -height % 8), mode="replicate")
 
 
 def assembled(clips: Sequence[torch.Tensor], frames: int) -> Iterator[torch.Tensor]:
@@ -138,18 +153,21 @@ def study(
         core = core_of(network)
         quantised = quantise(core, calibration(scale=scale), progress=progress)
         size += _sizes(name, core, quantised)
-        runners, backends = {}, {}
-        for suffix, (backend, runner) in precisions(core, quantised).items():
-            backends[name + suffix] = backend
-            if isinstance(runner, str):
-                reasons[name + suffix] = runner
-            else:
-                runners[name + suffix] = runner
+        found = precisions(core, quantised.fix_positions, _padded(low[0][:1]))
+        backends = {name + suffix: backend for suffix, (backend, _) in found.items()}
+        reasons |= {name + suffix: runner for suffix, (_, runner) in found.items() if isinstance(runner, str)}
+        for suffix, (_, runner) in found.items():
+            if not isinstance(runner, str):
+                with runner:
+                    label = name + suffix
+                    made[label] = [restored(runner, network, clip) for clip in tqdm(low, label, disable=not progress)]
+        found = precisions(core, quantised.fix_positions, batch)
         with contextlib.ExitStack() as stack:
-            for runner in runners.values():
-                stack.enter_context(runner)
-            for label, runner in runners.items():
-                made[label] = [restored(runner, network, clip) for clip in tqdm(low, label, disable=not progress)]
+            runners = {
+                name + suffix: stack.enter_context(runner)
+                for suffix, (_, runner) in found.items()
+                if not isinstance(runner, str)
+            }
             timed = bench(runners, batch, n=rounds, peer=name, progress=progress)
         speed += [
             {"model": label, "engine": backends[label], "seconds": row["ms_per_patch"] / 1e3, "p5": row["p5"] / 1e3,
