@@ -30,6 +30,7 @@ from i2ilib.train import (
     MattingTask,
     checkpoint,
     fit,
+    gan,
     loop,
     matting,
     matting_config,
@@ -733,7 +734,7 @@ def test_emulated_bf16_is_told(root, tmp_path, monkeypatch, capsys):
     train_matting(root, out, dataclasses.replace(config, precision="bf16"), progress=False)
     assert capsys.readouterr().out == ""
     for units in (True, False):
-        monkeypatch.setattr(matting, "has_bf16", lambda device, units=units: units)
+        monkeypatch.setattr(gan, "has_bf16", lambda device, units=units: units)
         history = train_matting(root, out, config)
         told = [line for line in capsys.readouterr().out.splitlines() if "bf16" in line]
         assert history.config["precision"] == "bf16"

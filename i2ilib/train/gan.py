@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 from torch.nn import functional as F
+from tqdm.auto import tqdm
 
 from .. import models
 from ..errors import I2IError
@@ -171,6 +172,7 @@ def train_and_keep(
     key: str,
     *,
     highest: bool = False,
+    progress: bool = True,
     on_epoch: Callable[[GanTask, History], None] | None = None,
     **fitting: Any,
 ) -> History:
@@ -181,6 +183,7 @@ def train_and_keep(
         out: The ``.safetensors`` file to write.
         key: Of the score that decides.
         highest: Whether more of it is better.
+        progress: Show a bar.
         on_epoch: Called after every epoch.
         **fitting: For :func:`i2ilib.train.fit`.
     """
@@ -195,10 +198,12 @@ def train_and_keep(
         if on_epoch is not None:
             on_epoch(task, history)
 
+    if progress and task.world.leads and task.options.precision == "bf16" and not has_bf16(task.device):
+        tqdm.write(f"{folder}: this training is in bf16, which is emulated here, slowly; float32 needs another folder")
     if task.world.leads:
         for path in (out, *(epoch_path(folder, epoch) for epoch in range(1, task.epochs + 1))):
             discard_parts(path)
-    history = fit(task, folder, on_epoch=keep, **fitting)
+    history = fit(task, folder, progress=progress, on_epoch=keep, **fitting)
     if task.world.leads and not out.exists():
         _copy(epoch_path(folder, best(history)), out)
     return history

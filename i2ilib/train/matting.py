@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
-from tqdm.auto import tqdm
 
 from .. import colour, metrics, patches
 from ..datasets import videomatte
@@ -22,7 +21,7 @@ from ..errors import I2IError
 from ..models import Discriminator, Generator
 from . import parallel
 from .batches import Batches
-from .gan import GanTask, check_config, check_suffix, has_bf16, train_and_keep
+from .gan import GanTask, check_config, check_suffix, train_and_keep
 from .loop import History
 from .parallel import World
 
@@ -354,9 +353,6 @@ def train_matting(
     frames = MattingData.of_clips(chosen, config, budget_bytes=budget_bytes, progress=progress and world.leads)
     about = {"clip": ", ".join(names), "frames": list(videomatte.paper_split(min(map(len, chosen))).train)}
     task = MattingTask(config, frames, device=device, folder=folder, about=about, world=world)
-    if progress and world.leads and task.options.precision == "bf16" and not has_bf16(device):
-        tqdm.write(f"{folder}: this training is in bf16, which is emulated here, slowly; float32 needs another folder")
-
     return train_and_keep(
         task, out, "mse", save_every=save_every, progress=progress, on_step=on_step, on_epoch=on_epoch
     )
