@@ -135,12 +135,12 @@ def test_lpips_is_the_metrics(monkeypatch):
 
 def test_a_step_is_that_of_the_thesis():
     """Against the same step in plain PyTorch, with piq's SSIM."""
-    made = task(learning_rate=1e-3, adversarial_weight=0.5)
+    made = task(learning_rate=1e-3, discriminator_rate=5e-4, adversarial_weight=0.5)
     network = SRUNet(n_filters=8, layer_multiplier=0.5)
     judge = Discriminator(in_channels=3, width=4)
     network.load_state_dict(made.modules["generator"].state_dict())
     judge.load_state_dict(made.modules["discriminator"].state_dict())
-    ours = [torch.optim.Adam(module.parameters(), 1e-3) for module in (network, judge)]
+    ours = [torch.optim.Adam(network.parameters(), 1e-3), torch.optim.Adam(judge.parameters(), 5e-4)]
     bce = nn.BCEWithLogitsLoss()
     for step in range(3):
         low, high = Blurred()(step)
@@ -176,6 +176,21 @@ def test_it_starts_as_the_bicubic_enlargement(model, scale):
     torch.testing.assert_close(shown, plain, rtol=0, atol=1e-6)
     made.step(0, Blurred(scale)(0))
     assert made.modules["generator"].conv_last.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("decay_from", "expected"),
+    [(1.0, [1] * 8), (0.5, [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]), (0.0, [1 - k / 8 for k in range(8)])],
+)
+def test_rates_fall_linearly(decay_from, expected):
+    made = task(decay_from=decay_from, learning_rate=8e-4, discriminator_rate=2e-4)
+    rates = {"generator": [], "discriminator": []}
+    for step in range(8):
+        made._set_rate(step)
+        for name, found in rates.items():
+            found.append(made.optimisers[name].param_groups[0]["lr"])
+    assert rates["generator"] == pytest.approx([8e-4 * share for share in expected])
+    assert rates["discriminator"] == pytest.approx([2e-4 * share for share in expected])
 
 
 def test_without_a_judge_there_is_none():

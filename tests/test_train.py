@@ -32,7 +32,6 @@ from i2ilib.train import (
     fit,
     gan,
     loop,
-    matting,
     matting_config,
     train_matting,
 )

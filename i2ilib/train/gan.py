@@ -116,20 +116,24 @@ class GanTask:
             lay_out(module, self.device).train()
             self._trained[name] = parallel.distribute(module, self.world)
             betas = (config.beta1, 0.999)
-            self.optimisers[name] = torch.optim.Adam(module.parameters(), config.learning_rate, betas, fused=True)
+            self.optimisers[name] = torch.optim.Adam(module.parameters(), self._rate(name), betas, fused=True)
 
     @property
     def steps(self) -> int:
         """Steps of the whole training."""
         return self.epochs * self.batches.steps_per_epoch
 
+    def _rate(self, name: str) -> float:
+        """The learning rate with which a network begins."""
+        return self.options.learning_rate
+
     def _set_rate(self, index: int) -> None:
         config, steps = self.options, self.steps
         start = config.decay_from * steps
         share = 1.0 if index < start else max(0.0, (steps - index) / max(steps - start, 1))
-        for optimiser in self.optimisers.values():
+        for name, optimiser in self.optimisers.items():
             for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * share
+                group["lr"] = self._rate(name) * share
 
     def _train_judge(self, made: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
         """One step of the discriminator, between what was made and what is true; its loss before."""

@@ -47,6 +47,7 @@ class RestorationConfig:
     scale: int | None = None  # how much larger the result is; that of the data when None
     discriminator_width: int = 64
     learning_rate: float = 1e-4
+    discriminator_rate: float = 1e-4  # a larger one leaves it undecided for good
     beta1: float = 0.9  # of Adam
     perceptual: str = "auto"  # a name in PERCEPTUAL; "auto": lpips_vgg where its trunk is here, else its substitute
     perceptual_weight: float = 1.0
@@ -263,6 +264,9 @@ class RestorationTask(GanTask):
         if config.adversarial_weight:
             found["discriminator"] = Discriminator(in_channels=3, width=config.discriminator_width)
         return found
+
+    def _rate(self, name: str) -> float:
+        return self.options.discriminator_rate if name == "discriminator" else self.options.learning_rate
 
     def step(self, index: int, batch: tuple[Tensor, ...]) -> dict[str, float]:
         """One step of the discriminator, then one of the network."""
