@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     networks = {}
     for given in options.network:
         name, _, path = given.partition("=")
-        networks[name] = models.load_published(path) if path.endswith(".pth") else models.load(path)[0]
+        networks[name] = models.open_network(path)
     crf = bvi_dvc.only_crf(options.pairs) if options.crf is None else options.crf
     result = study(run, bvi_dvc.pairs(options.pairs, crf), networks, progress=not options.json)
     if options.record:
