@@ -1,4 +1,4 @@
-"""Networks against interpolation and unsharp masks: what is computed is what the functions say, and the best mask wins."""
+"""Networks against interpolation and unsharp masks: scores are what the functions say, and the best mask is found."""
 
 import json
 
