@@ -77,6 +77,11 @@ def test_scenes_are_drawn_from_a_seed():
     assert moving.scenes(5, seed=1) == moving.scenes(5, seed=1) != moving.scenes(5, seed=2)
     assert moving.scenes(3, seed=1) == moving.scenes(5, seed=1)[:3]
     assert [scene.photo for scene in moving.scenes(4, photos=("cat", "page")[1:])] == ["page"] * 4
+    wide = moving.scenes(40, extent=(0.8, 0.9))
+    assert all(0.8 <= scene.start[2] <= 0.9 for scene in wide) and len({scene.start for scene in wide}) == 40
+    for extent in ((0, 1), (0.9, 0.8), (0.5, 1.1)):
+        with pytest.raises(I2IError, match="extent: expected two shares"):
+            moving.scenes(1, extent=extent)
     assert {scene.photo for scene in moving.scenes(len(moving.PHOTOS))} == set(moving.PHOTOS)
 
 

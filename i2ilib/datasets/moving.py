@@ -131,27 +131,32 @@ def frames(scene: Scene, count: int, *, height: int, width: int, fps: float = 24
     return (frame(scene, i / fps, height=height, width=width) for i in range(count))
 
 
-def scenes(count: int, *, seed: int = 0, photos: Sequence[str] = PHOTOS) -> list[Scene]:
+def scenes(
+    count: int, *, seed: int = 0, photos: Sequence[str] = PHOTOS, extent: tuple[float, float] = (0.35, 1.0)
+) -> list[Scene]:
     """Scenes drawn at random: photographs in turn, with other windows, speeds, words and shapes every time.
 
     Args:
         count: How many.
         seed: The same gives the same.
         photos: To choose from.
+        extent: Least and largest share of a photograph that is seen at first: a large one in a small frame is crisp.
 
     Raises:
-        I2IError: If there is no such photograph.
+        I2IError: If there is no such photograph, or the shares are none.
 
     Example:
         >>> [scene.name for scene in scenes(3, photos=("coffee", "rocket"))]
         ['coffee_000', 'rocket_001', 'coffee_002']
     """
+    if not 0 < extent[0] <= extent[1] <= 1:
+        raise I2IError("extent", expected="two shares above 0, at most 1, in order", got=extent)
     rng, drawn = np.random.default_rng(seed), []
     for number in range(count):
-        extent = rng.uniform(0.35, 1.0)
-        start = np.array([rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), extent])
-        step = np.array([*(extent * rng.normal(0, 0.25, 2)), extent * rng.normal(0, 0.12)])
-        end = np.clip(start + step, (0, 0, 0.3), 1)
+        share = rng.uniform(*extent)
+        start = np.array([rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), share])
+        step = np.array([*(share * rng.normal(0, 0.25, 2)), share * rng.normal(0, 0.12)])
+        end = np.clip(start + step, (0, 0, min(0.3, share)), 1)
         chosen = photos[number % len(photos)]
         words = " ".join(rng.choice(_WORDS, 5)) if rng.random() < 0.35 else ""
         shape = str(rng.choice(_SHAPES[1:])) if rng.random() < 0.25 else ""
@@ -270,13 +275,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m i2ilib.datasets.moving", description="Write moving photographs.")
     parser.add_argument("out", type=Path, nargs="?", default=runtime.DATA / "restoration", help="folder of the videos")
     parser.add_argument("--scenes", type=int, help="how many, drawn at random (default: those of the sample)")
+    parser.add_argument("--extent", type=float, nargs=2, default=(0.35, 1.0), help="of those: the share that is seen")
     parser.add_argument("--frames", type=int, default=24, help="of each (default: 24)")
     parser.add_argument("--size", default="256x192", help="width x height, pixels (default: 256x192)")
     parser.add_argument("--crf", type=int, default=12, help="of x264 (default: 12)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     width, height = map(int, options.size.split("x"))
-    chosen = scenes(options.scenes, seed=options.seed) if options.scenes else SCENES
+    chosen = SCENES
+    if options.scenes:
+        chosen = scenes(options.scenes, seed=options.seed, extent=tuple(options.extent))
     write_clips(options.out, chosen, count=options.frames, height=height, width=width, crf=options.crf)
 
 
