@@ -59,7 +59,8 @@ def test_every_network_is_held_against_the_best_mask(found):
             gap = np.subtract(*(found["rows"][n]["vmaf_v0.6.1neg"] for n in (name, other)))
             assert told["difference"] == pytest.approx(gap.mean()) and told["n"] == 4
             assert told["low"] <= told["difference"] <= told["high"]
-    assert abs(found["against"]["silent"]["bicubic"]["difference"]) < 1.5, "it is a bicubic enlargement, by PyTorch"
+    # PyTorch's bicubic kernel (a = -0.75), from which networks start, is sharper than Pillow's (a = -0.5)
+    assert 0 < found["against"]["silent"]["bicubic"]["difference"] < 6
     assert found["against"]["wild"]["bicubic"]["high"] < 0
 
 
