@@ -3,8 +3,8 @@
 A clip is halved and coded with x265 at a CRF, then enlarged by each candidate. Unsharp masks of a ladder of strengths
 are tried, and the best of them *on that very clip* is what a network is held against: more than anyone could choose
 without the original. Bicubic and Lanczos are Pillow's (a = -0.5, three lobes); the bicubic branch of a network is
-PyTorch's (a = -0.75), which is sharper, so a network has a start. VMAF NEG decides, which gives no credit for contrast that the original does not have; plain VMAF,
-SSIM and PSNR stand beside it.
+PyTorch's (a = -0.75), which is sharper: that alone gives a network a start. VMAF NEG decides, which gives no credit for
+contrast that the original does not have; plain VMAF, SSIM and PSNR stand beside it.
 """
 
 from __future__ import annotations
