@@ -29,7 +29,7 @@ from i2ilib.plots import PALETTE, save
 from i2ilib.runtime import DATA, record
 from i2ilib.train import MattingConfig, MattingData, MattingTask
 from i2ilib.train.batches import Batches
-from i2ilib.train.matting import settle_precision
+from i2ilib.train.gan import settle_precision
 
 
 def train_ours(config: MattingConfig, batches: Batches, weights: dict[str, dict], *, steps: int, device: str):

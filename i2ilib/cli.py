@@ -1,7 +1,4 @@
-"""The command line, for people without a notebook.
-
-``i2i info|fetch|matte|upscale|train|inspect|quantise|compare|bench``
-"""
+"""The command line, for people without a notebook: ``i2i info``, ``degrade``, ``train``, ``matte``, ``upscale``, …"""
 
 from __future__ import annotations
 
@@ -126,10 +123,23 @@ def _parser() -> argparse.ArgumentParser:
     upscale.add_argument("--segment", type=int, default=96, metavar="FRAMES", help="what a kill may cost (default: 96)")
     upscale.add_argument("--overwrite", action="store_true", help="begin anew, whatever is there")
 
-    train = command("train", _train, "Train a matting generator on a clip in the VideoMatte240K layout.")
-    train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha")
+    degrade = command("degrade", _degrade, "Make pairs to train restoration on: frames, and the same small and coded.")
+    degrade.add_argument("clips", type=Path, help="a video, a folder of pictures, or a folder of such")
+    degrade.add_argument("out", type=Path, help="folder of the data set; what is finished there is kept")
+    degrade.add_argument("--crf", type=int, default=23, help="constant rate factor of x265 (default: 23)")
+    degrade.add_argument("--scale", type=int, default=2, choices=[2, 4], help="how much smaller (default: 2)")
+    degrade.add_argument("--fps", type=float, help="frames per second (default: the video's; 24 of pictures)")
+
+    train = command("train", _train, "Train a matting generator, or a network that restores video.")
+    train.add_argument("data", type=Path, help="folder that holds train/fgr and train/pha; or one from i2i degrade")
     train.add_argument("out", type=Path, help="the .safetensors file to write; its training state lies beside it")
-    train.add_argument("--clip", action="append", help="name of the clip (default: the first); several for one network")
+    train.add_argument("--task", default="matting", choices=["matting", "restoration"], help="default: matting")
+    train.add_argument(
+        "--clip",
+        action="append",
+        help="name of the clip (default: the first, and for restoration all that do not validate); several for one "
+        "network",
+    )
     train.add_argument(
         "--preset",
         choices=["smoke", "quick", "full"],
@@ -137,15 +147,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--epochs", type=int, help="passes over the patches")
     train.add_argument("--patches", type=int, help="patches an epoch, drawn anew each time")
-    train.add_argument("--batch", type=int, default=1, help="patches a step in each process (default: 1)")
-    train.add_argument("--width", type=int, help="filters of the first convolution, in both networks")
-    train.add_argument("--stride", type=int, default=64, help="step between patches of a frame, pixels (default: 64)")
-    train.add_argument(
+    train.add_argument("--batch", type=int, help="patches a step in each process (default: the preset's; matting: 1)")
+    train.add_argument("--width", type=int, help="filters of the first convolution; in matting of both networks")
+    train.add_argument("--learning-rate", type=float, help="of Adam")
+    only = {name: train.add_argument_group(f"only for {name}") for name in ("matting", "restoration")}
+    only["matting"].add_argument("--stride", type=int, help="step between patches of a frame, pixels (default: 64)")
+    only["matting"].add_argument(
         "--mode",
-        default="auto",
         choices=["auto", "composite", "foreground"],
         help="composite: over the background plate; foreground: the fgr frames alone, as the paper does "
         "(default: composite where there is a plate)",
+    )
+    only["restoration"].add_argument("--model", choices=["srunet", "unet"], help="default: srunet")
+    only["restoration"].add_argument("--crf", type=int, help="of the frames (default: the only one there)")
+    only["restoration"].add_argument(
+        "--validation",
+        action="append",
+        metavar="CLIP",
+        help="clip, or pattern of several, that chooses the epoch (default: the last tenth)",
+    )
+    only["restoration"].add_argument(
+        "--perceptual",
+        choices=["auto", "lpips_vgg", "vif_limited"],
+        help="loss beside SSIM (default: LPIPS where its trunk is here, see i2i fetch, else vif_limited)",
     )
     train.add_argument(
         "--precision",
@@ -329,27 +353,56 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
+def _degrade(options: argparse.Namespace) -> int:
+    from .datasets import bvi_dvc
+
+    settings = {"crf": options.crf, "scale": options.scale, "fps": options.fps, "progress": not options.json}
+    clips = list(bvi_dvc.degrade(options.clips, options.out, **settings))
+    told = {state: [clip for clip in clips if clip.state == state] for state in ("written", "kept", "failed")}
+    lines = [", ".join(f"{len(found)} {state}" for state, found in told.items()) + f"; {options.out}"]
+    lines += [f"failed: {clip.name}: {clip.reason}" for clip in told["failed"]]
+    notes = {note: [clip.name for clip in clips if note in clip.notes] for clip in clips for note in clip.notes}
+    lines += [f"note: {note}: {_some(names)}" for note, names in notes.items()]
+    _say(options, {"out": str(options.out), "clips": [dataclasses.asdict(clip) for clip in clips]}, "\n".join(lines))
+    return 1 if told["failed"] else 0
+
+
+_ONLY = {
+    "matting": ("stride", "mode"),
+    "restoration": ("model", "crf", "validation", "perceptual"),
+}  # options of i2i train
+
+
 def _train(options: argparse.Namespace) -> int:
     from .runtime import peak_memory_gib, start
-    from .train import matting_config, parallel, train_matting
+    from .train import matting_config, parallel, restoration_config, train_matting, train_restoration
 
+    other = "restoration" if options.task == "matting" else "matting"
+    if given := [f"--{name}" for name in _ONLY[other] if getattr(options, name) is not None]:
+        raise I2IError(given[0], expected=f"--task {other}", got=f"--task {options.task}")
     run = start(options.seed, preset=options.preset)
-    names = ("epochs", "patches", "batch", "width", "stride", "mode", "precision", "seed")
+    names = ("epochs", "patches", "batch", "width", "learning_rate", "stride", "mode", "model", "perceptual")
+    names += ("precision", "seed")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.width is not None:
-        chosen["discriminator_width"] = options.width
+    if options.task == "matting":
+        train, configure, data = train_matting, matting_config, {"clip": options.clip}
+        if options.width is not None:
+            chosen["discriminator_width"] = options.width
+    else:
+        train, configure = train_restoration, restoration_config
+        data = {"clips": options.clip, "validation": options.validation, "crf": options.crf}
     with parallel.world(run.device) as (world, device), _progress(options, world.leads) as follow:
-        chosen["batch"] *= world.size
-        history = train_matting(
+        config = configure(run.preset, **chosen)
+        history = train(
             options.data,
             options.out,
-            matting_config(run.preset, **chosen),
-            clip=options.clip,
+            dataclasses.replace(config, batch=config.batch * world.size),
             device=device,
             world=world,
             budget_bytes=int(options.memory * 2**30),
             save_every=options.save_every,
             progress=not options.json,
+            **data,
             **follow,
         )
     if world.leads:
@@ -365,6 +418,10 @@ def _train(options: argparse.Namespace) -> int:
         }
         precision, folder = result["precision"], options.out.with_suffix("")
         text = f"weights, trained in {precision}: {options.out}; curves and samples: {folder}/progress.png"
+        if options.task == "restoration":
+            result["perceptual"] = history.config["perceptual"]
+            apart = max(scores["folded_within"] for scores in history.epochs)
+            text += f"\nperceptual loss: {result['perceptual']}; folding changed the output by {apart:.1e} at most"
         _say(options, result, text)
     return 0
 
@@ -376,13 +433,15 @@ def _progress(options: argparse.Namespace, leads: bool) -> Iterator[dict[str, Ca
     from matplotlib import pyplot as plt
 
     from . import plots
+    from .plots.restoration import restoration
     from .train.events import events
 
+    drawn = {"matting": plots.training, "restoration": restoration}[options.task]
     matplotlib.use("agg")  # files, no windows
     folder = options.out.with_suffix("")
 
     def draw(task, history) -> None:
-        figure = plots.training(history.steps, history.epochs, task.samples)
+        figure = drawn(history.steps, history.epochs, task.samples)
         plots.save(figure, folder / "progress.png")
         plt.close(figure)
 

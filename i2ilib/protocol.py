@@ -24,7 +24,7 @@ from .metrics import KEYS
 from .pipeline import MatteOptions, matte
 from .quant import quantise, tail_aware
 from .train import MattingConfig, matting_config, train_matting
-from .train.matting import settle_precision
+from .train.gan import settle_precision
 
 _KOFI = next(actor for actor in synthetic.ACTORS if actor.name == "kofi")
 _TOMAS = dataclasses.replace(  # a seventh person, close-cropped, for the protocol alone

@@ -16,6 +16,7 @@ from test_frames import write_video
 from test_pictures import exr, flat
 
 from i2ilib import cli, models
+from i2ilib.datasets import moving
 from i2ilib.deploy import EXACT, fastest_exact, status
 from i2ilib.deploy.probe import SATURATES
 from i2ilib.frames import open_clip, write_image
@@ -601,6 +602,64 @@ def test_train_refuses(train, tmp_path):
     assert_refused(train("--width=8"), tmp_path / "m/checkpoint.safetensors", "width=4 instead of 8")
     cut(tmp_path / "m/checkpoint.safetensors")
     assert_refused(train(), tmp_path / "m/checkpoint.safetensors", "Delete it")
+
+
+# --- restoration -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    """Two videos of the generator's, and a file that is none."""
+    folder = moving.write_clips(tmp_path_factory.mktemp("shots"), moving.SCENES[:2], count=5, height=96, width=112)
+    (folder / "torn.mp4").write_bytes(b"no video")
+    return folder
+
+
+def test_degrade_then_train(call, shots, tmp_path):
+    code, out, err = call("degrade", shots, tmp_path / "pairs", "--crf=30", "--json")
+    clips = {clip["name"]: clip for clip in json.loads(out)["clips"]}
+    assert (
+        (code, err) == (1, []) and clips["torn"]["state"] == "failed" and "expected a video" in clips["torn"]["reason"]
+    )
+    assert clips["coffee"] == {
+        "name": "coffee", "state": "written", "frames": 5, "size": [96, 112], "notes": [], "reason": "",
+    }  # fmt: skip
+    code, out, _ = call("degrade", shots, tmp_path / "pairs", "--crf=30")
+    assert code == 1 and out.startswith(f"0 written, 2 kept, 1 failed; {tmp_path / 'pairs'}\nfailed: torn: ")
+    command = ["train", tmp_path / "pairs", tmp_path / "m.safetensors", "--task=restoration", "--preset=smoke"]
+    command += ["--epochs=1", "--patches=4", "--batch=2", "--perceptual=vif_limited", "--validation=rocket"]
+    code, out, err = call(*command, "--json")
+    told = json.loads(out)
+    assert (code, err) == (0, []) and (told["steps"], told["perceptual"]) == (2, "vif_limited")
+    assert {"psnr_db", "ssim", "vmaf_neg", "folded_within"} == told["epochs"][0].keys()
+    assert 0 <= told["waiting"] < 1
+    _, meta = models.load(tmp_path / "m.safetensors")
+    wanted = {"crf": 30, "clips": ["coffee"], "validation_clips": ["rocket"], "width": 8, "batch": 2, "scale": 2}
+    assert wanted.items() <= meta["trained"].items() and meta["task"] == "restoration"
+    with Image.open(tmp_path / "m/progress.png") as picture:
+        assert min(picture.size) > 300 and np.asarray(picture.convert("L")).std() > 10
+    code, out, _ = call(*command)
+    assert code == 0 and out.splitlines()[1].startswith("perceptual loss: vif_limited; folding changed the output by ")
+
+
+def test_degrade_takes_scale_and_rate(call, shots, tmp_path):
+    assert call("degrade", shots / "coffee.mp4", tmp_path / "p", "--scale=2", "--fps=30", "--json")[0] == 0
+    assert json.loads((tmp_path / "p/clips/coffee.json").read_text())["rate"] == 30
+    code, out, _ = call("degrade", shots / "coffee.mp4", tmp_path / "q", "--scale=4")
+    assert code == 1 and "sides of 128 pixels or more, to be scaled down 4 times" in out
+
+
+def test_degrade_and_train_refuse(call, shots, tmp_path):
+    assert_refused(call("degrade", tmp_path / "absent", tmp_path / "o"), "absent", "a folder of pictures or a video")
+    assert_refused(call("degrade", shots, tmp_path / "o", "--crf=60"), "crf", "0 to 51")
+    assert_refused(call("degrade", shots, tmp_path / "o", "--fps=0"), "fps")
+    train = ["train", tmp_path, tmp_path / "m.safetensors"]
+    assert_refused(call(*train, "--task=restoration"), "frames_QF", "i2i degrade")
+    assert_refused(call(*train, "--task=restoration", "--stride=8"), "--stride", "--task matting")
+    assert_refused(call(*train, "--task=restoration", "--mode=auto"), "--mode")
+    assert_refused(call(*train, "--model=unet"), "--model", "--task restoration")
+    assert_refused(call(*train, "--validation=x"), "--validation")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("option", ["--preset=huge", "--mode=green", "--precision=int8", "--epochs=many", "--steps=4"])

@@ -23,7 +23,8 @@ from i2ilib.deploy import EXACT, fastest_exact, make_runner, openvino, status
 from i2ilib.models import Generator
 from i2ilib.quant import integer, quantise
 from i2ilib.runtime import this_machine
-from i2ilib.train.matting import MattingConfig, settle_precision
+from i2ilib.train.gan import settle_precision
+from i2ilib.train.matting import MattingConfig
 
 torch.manual_seed(0)
 net, x = Generator(width=8, levels=4, out_channels=1), torch.randn(3, 3, 16, 16)

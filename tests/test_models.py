@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
@@ -17,7 +19,7 @@ from i2ilib import models
 from i2ilib.errors import I2IError, IntegrityError
 from i2ilib.models import Discriminator, Generator, SRUNet, UNet, load_published, reparametrise
 from i2ilib.models.analysis import count_macs, count_parameters, layer_table, receptive_field
-from i2ilib.models.layers import Block, Enlarger
+from i2ilib.models.layers import Block, Enlarger, enlarge
 
 SMALL = {
     "pix2pix": {"width": 4, "levels": 5},
@@ -308,6 +310,27 @@ def test_without_residual_only_the_core_is_left(name):
     graph = torch.export.export(core, (x,)).graph_module.code
     assert "bicubic" not in graph
     assert "clamp" not in graph
+
+
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), scale=st.sampled_from([2, 4]))
+@settings(max_examples=20, deadline=None)
+def test_frames_of_any_size_are_enlarged(size, scale):
+    model = small("srunet", scale=scale)
+    nn.init.zeros_(model.conv_last.weight)
+    nn.init.zeros_(model.conv_last.bias)
+    frames = torch.rand(2, 3, *size)
+    shown = enlarge(model, frames)
+    plain = nn.functional.interpolate(frames * 2 - 1, scale_factor=scale, mode="bicubic").clamp(-1, 1)
+    assert shown.shape == (2, 3, scale * size[0], scale * size[1]) and shown.min() >= 0 and shown.max() <= 1
+    torch.testing.assert_close(shown, (plain + 1) / 2, rtol=0, atol=1e-5)  # the border is repeated either way
+
+
+@torch.no_grad()
+def test_a_frame_that_fits_is_not_padded():
+    model, frames = small("srunet"), torch.rand(1, 3, 16, 24)
+    torch.testing.assert_close(enlarge(model, frames), (model(frames * 2 - 1) + 1) / 2, rtol=0, atol=1e-6)
+    third = small("srunet", downsample=0.75)
+    assert enlarge(third, torch.rand(1, 3, 30, 41)).shape == (1, 3, 45, 62)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from PIL import Image
 from i2ilib import I2IError, plots, widgets
 from i2ilib.deploy.staircase import Step
 from i2ilib.plots import quantisation as qp
+from i2ilib.plots.restoration import restoration
 from i2ilib.quant import quantise
 from i2ilib.quant.correct import Pair
 
@@ -157,6 +158,34 @@ def test_training_shows_samples(n):
         for ax, part in zip(panels[3 * k :], (sample[:3], sample[3:4], sample[4:]), strict=False):
             np.testing.assert_allclose(ax.images[0].get_array(), plots.to_image(part))
             assert ax.images[0].get_clim() == (0, 1)
+    figure.canvas.draw()
+
+
+RESTORED = {
+    "vif_limited": [0.6, 0.5, 0.4, 0.3],
+    "1 - ssim": [0.3, 0.2, 0.2, 0.1],
+    "wait": [0.0] * 4,
+    "seconds": [1.0] * 4,
+}
+
+
+def test_restoration_shows_losses_by_name_and_the_best_epoch():
+    steps = RESTORED | {"discriminator": STEPS["discriminator"], "adversarial": STEPS["adversarial"]}
+    figure = restoration(steps, [{"ssim": 0.9, "vmaf_neg": v} for v in (70.0, 75.5, 74.0)], torch.rand(2, 9, 6, 8))
+    losses, game, scores, *panels = figure.axes
+    named = {text.get_text() for text in losses.get_legend().get_texts()}
+    assert named == {"vif_limited", "1 - ssim"}
+    assert {tuple(line.get_ydata()) for line in losses.lines} == {tuple(RESTORED[name]) for name in named}
+    assert {text.get_text() for text in game.get_legend().get_texts()} >= {"adversarial", "discriminator"}
+    assert list(scores.lines[0].get_ydata()) == [70, 75.5, 74] and scores.get_ylabel() == "VMAF NEG"
+    assert scores.get_legend().get_texts()[0].get_text() == "best: epoch 2, 75.5"
+    assert [ax.get_title(loc="left") for ax in panels] == ["bicubic", "made", "true"] * 2
+    figure.canvas.draw()
+
+
+def test_restoration_without_a_judge_or_an_epoch():
+    figure = restoration(RESTORED, [])
+    assert [len(ax.lines) for ax in figure.axes] == [4, 0, 0]
     figure.canvas.draw()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from i2ilib import models, protocol, runtime
 from i2ilib.datasets import synthetic, videomatte
-from i2ilib.train import MattingConfig, matting
+from i2ilib.train import MattingConfig, gan
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_the_command_records_every_user(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "write_clip", render)
     monkeypatch.setattr(protocol, "run_user", train)
     monkeypatch.setattr(runtime, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(matting, "has_bf16", lambda device: True)
+    monkeypatch.setattr(gan, "has_bf16", lambda device: True)
     protocol.main(["--preset", "smoke", "--patches", "7", f"--data={tmp_path / 'data'}"])
     names = [(user.actor, 75, user.height, user.width) for user in protocol.USERS]
     assert rendered == names
@@ -217,7 +217,7 @@ def test_the_command_records_every_user(tmp_path, monkeypatch):
     protocol.main([*again, "--patches", "8"])
     assert json.loads(path.read_text(encoding="utf-8"))["result"]["users"] == second
     path.write_text(json.dumps(kept), encoding="utf-8")
-    monkeypatch.setattr(matting, "has_bf16", lambda device: False)  # a machine of another precision is other settings
+    monkeypatch.setattr(gan, "has_bf16", lambda device: False)  # a machine of another precision is other settings
     protocol.main([*again, "--patches", "7"])
     moved = json.loads(path.read_text(encoding="utf-8"))["result"]
     assert moved == {"config": kept["result"]["config"] | {"precision": "float32"}, "users": second}

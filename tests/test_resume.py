@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 
 from i2ilib import cli
-from i2ilib.train import matting
+from i2ilib.train import gan
 
 STEPS = 8  # two epochs of four
 OPTIONS = ["--preset=smoke", "--epochs=2", "--patches=4", "--width=4", "--json", "--save-every"]
@@ -110,7 +110,7 @@ def whole(clip, tmp_path_factory):
     told, problem = process.communicate(timeout=120)
     assert process.returncode == 0, problem
     told = json.loads(told)
-    units = matting.has_bf16("cuda" if torch.cuda.is_available() else "cpu")
+    units = gan.has_bf16("cuda" if torch.cuda.is_available() else "cpu")
     assert (told["steps"], told["precision"]) == (STEPS, "bf16" if units else "float32")
     return out
 
@@ -410,7 +410,7 @@ def test_on_another_machine_the_precision_is_kept(clip, whole, capsys, monkeypat
     kept = json.loads(read(path)[1]["i2ilib-checkpoint"])["about"]["config"]["precision"]
     other = {"bf16": "float32", "float32": "bf16"}[kept]
     before = path.read_bytes()
-    monkeypatch.setattr(matting, "has_bf16", lambda device: units)
+    monkeypatch.setattr(gan, "has_bf16", lambda device: units)
     for option in ([], ["--precision=auto"], [f"--precision={kept}"]):
         assert cli.main(["train", str(clip), str(whole), *OPTIONS, "0", *option]) == 0
         told = json.loads(capsys.readouterr().out)

@@ -30,12 +30,13 @@ from i2ilib.train import (
     MattingTask,
     checkpoint,
     fit,
+    gan,
     loop,
-    matting,
     matting_config,
     train_matting,
 )
-from i2ilib.train.matting import best_epoch, has_bf16, settle_mode, settle_precision
+from i2ilib.train.gan import best_epoch, has_bf16, settle_precision
+from i2ilib.train.matting import settle_mode
 
 TINY = {"width": 4, "discriminator_width": 4, "epochs": 2}
 FOREVER = 1e9  # seconds between checkpoints: only epochs write them
@@ -732,7 +733,7 @@ def test_emulated_bf16_is_told(root, tmp_path, monkeypatch, capsys):
     train_matting(root, out, dataclasses.replace(config, precision="bf16"), progress=False)
     assert capsys.readouterr().out == ""
     for units in (True, False):
-        monkeypatch.setattr(matting, "has_bf16", lambda device, units=units: units)
+        monkeypatch.setattr(gan, "has_bf16", lambda device, units=units: units)
         history = train_matting(root, out, config)
         told = [line for line in capsys.readouterr().out.splitlines() if "bf16" in line]
         assert history.config["precision"] == "bf16"

@@ -53,5 +53,6 @@ KEYS = {
     "dtssd": metric("dtssd"),
     "psnr_db": metric("psnr"),
     "ssim": metric("ssim_flat"),
+    "vmaf_neg": metric("vmaf_v0.6.1neg"),
 }
 """What the keys of training histories and recorded results mean: ``"mse"`` there is in squared 8-bit levels."""

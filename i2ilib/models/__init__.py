@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "load",
     "load_published",
+    "open_network",
     "pretrained",
     "reparametrise",
     "save",
@@ -114,6 +115,16 @@ def load(path: str | os.PathLike) -> tuple[nn.Module, dict]:
         got = " ".join(str(error).split())[:300]
         raise IntegrityError(str(path), expected=want, got=got) from None
     return model.eval(), meta
+
+
+def open_network(path: str | os.PathLike) -> nn.Module:
+    """A network from either kind of file: ``.safetensors`` as :func:`load` reads it, ``.pth`` as it was published.
+
+    Raises:
+        I2IError: If the file is missing.
+        IntegrityError: If it holds something else.
+    """
+    return load_published(path) if Path(path).suffix == ".pth" else load(path)[0]
 
 
 def pretrained(name: str) -> tuple[nn.Module, dict]:

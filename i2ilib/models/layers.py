@@ -147,3 +147,27 @@ class Enlarger(nn.Module):
         """Add the detail to the bicubic enlargement of ``x`` and clamp to [-1, 1]: the host's part."""
         size = {"scale_factor": float(self.config.scale), "mode": "bicubic", "align_corners": False}
         return torch.clamp(detail + nn.functional.interpolate(x, **size), -1.0, 1.0)
+
+
+@torch.no_grad()
+def enlarge(model: Enlarger, frames: Tensor) -> Tensor:
+    """Whole frames of any size through a network, one by one; sides are padded by replication and cropped again.
+
+    Args:
+        model: In evaluation mode, with ``residual`` on.
+        frames: (N, 3, h, w) sRGB codes in [0, 1].
+
+    Returns:
+        (N, 3, s h, s w) sRGB codes in [0, 1], on the device of ``frames``; s is ``scale``, times ``downsample`` where
+        set, and sizes are rounded.
+
+    Example:
+        >>> enlarge(model, torch.rand(2, 3, 90, 161)).shape  # doctest: +SKIP
+        torch.Size([2, 3, 180, 322])
+    """
+    height, width = frames.shape[-2:]
+    factor = model.config.scale * (getattr(model.config, "downsample", None) or 1)
+    like = next(model.parameters())
+    padded = nn.functional.pad(frames * 2 - 1, (0, -width % 8, 0, -height % 8), mode="replicate")
+    made = torch.cat([model(frame[None].to(like)).to(frames) for frame in padded])
+    return ((made + 1) / 2)[..., : round(height * factor), : round(width * factor)]

@@ -1,4 +1,4 @@
-"""Event files for TensorBoard, as an option: losses by step, scores and sample mattes by epoch."""
+"""Event files for TensorBoard, as an option: losses by step, scores and samples by epoch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..runtime import require
 from .loop import History
 
 if TYPE_CHECKING:
-    from .matting import MattingTask
+    from .gan import GanTask
 
 
 @contextlib.contextmanager
 def events(
     folder: str | os.PathLike,
-) -> Iterator[tuple[Callable[[History], None], Callable[[MattingTask, History], None]]]:
+) -> Iterator[tuple[Callable[[History], None], Callable[[GanTask, History], None]]]:
     """Write event files while a training runs; look at them with ``tensorboard --logdir FOLDER``.
 
     A resumed training writes a further file; TensorBoard shows the steps that it takes again once.
@@ -28,7 +28,7 @@ def events(
         folder: Where the files go.
 
     Yields:
-        ``on_step`` and ``on_epoch`` for :func:`i2ilib.train.train_matting`.
+        ``on_step`` and ``on_epoch`` for :func:`i2ilib.train.train_matting` and :func:`i2ilib.train.train_restoration`.
 
     Raises:
         UnavailableError: If TensorBoard is not installed.
@@ -47,15 +47,14 @@ def events(
         for name, values in history.steps.items():
             writer(history).add_scalar(f"step/{name}", values[-1], len(history))
 
-    def on_epoch(task: MattingTask, history: History) -> None:
+    def on_epoch(task: GanTask, history: History) -> None:
         to, step = writer(history), len(history)
         for name, value in history.epochs[-1].items():
             to.add_scalar(f"validation/{name}", value, step)
         if task.samples is not None:
-            source, made, true = task.samples.split((3, 1, 1), 1)
-            to.add_images(
-                "source, made, true", torch.cat([source, *(x.expand_as(source) for x in (made, true))], 3), step
-            )
+            parts = task.samples.split([*task.sample_parts.values()], 1)
+            pictures = [part.expand(-1, 3, -1, -1) for part in parts]
+            to.add_images(", ".join(task.sample_parts), torch.cat(pictures, 3), step)
         to.flush()
 
     try:

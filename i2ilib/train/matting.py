@@ -5,29 +5,26 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import update_bn
-from tqdm.auto import tqdm
 
-from .. import colour, metrics, models, patches
+from .. import colour, metrics, patches
 from ..datasets import videomatte
 from ..errors import I2IError
 from ..models import Discriminator, Generator
-from ..runtime import atomic_path, discard_parts, this_machine
-from . import checkpoint, parallel
+from . import parallel
 from .batches import Batches
-from .loop import History, fit
+from .gan import GanTask, check_config, check_suffix, train_and_keep
+from .loop import History
 from .parallel import World
-from .speed import lay_out
 
-PRECISIONS = ("bf16", "float32")
 SCORES = ("iou", "mse")  # of every epoch, as metrics.KEYS has them
 
 
@@ -56,17 +53,11 @@ class MattingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", *PRECISIONS):
-            raise I2IError("precision", expected="auto, bf16 or float32", got=repr(self.precision))
         if self.mode not in ("auto", "composite", "foreground"):
             raise I2IError("mode", expected="auto, composite or foreground", got=repr(self.mode))
         if self.q_in not in colour.Q_VALUES:
             raise I2IError("q_in", expected="a power of two from 1 to 128", got=self.q_in)
-        if self.seed < 0:
-            raise I2IError("seed", expected="at least 0", got=self.seed)
-        for name in ("epochs", "batch", "patches"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise I2IError(name, expected="at least 1", got=value)
+        check_config(self, at_least_one=("epochs", "batch", "patches"))
 
 
 PRESETS: dict[str, dict[str, object]] = {
@@ -100,32 +91,6 @@ def settle_mode(config: MattingConfig, clips: Sequence[videomatte.Clip]) -> Matt
     if config.mode != "auto":
         return config
     return dataclasses.replace(config, mode="composite" if all(clip.plate for clip in clips) else "foreground")
-
-
-def has_bf16(device: str | torch.device) -> bool:
-    """Whether a device has units for bfloat16; others emulate it, in several times the time of float32."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(this_machine().bf16) and torch.backends.mkldnn.is_available()
-
-
-def settle_precision(
-    config: MattingConfig, device: str | torch.device, folder: str | os.PathLike | None = None
-) -> MattingConfig:
-    """The configuration with "auto" decided: as the training in the folder began, else bf16 where the device has it.
-
-    Args:
-        config: Of the training; a precision other than "auto" stays.
-        device: Where to train.
-        folder: Of the training. One that began there keeps its precision, whatever machine it goes on on.
-    """
-    if config.precision != "auto":
-        return config
-    kept = None if folder is None else checkpoint.configuration(Path(folder) / checkpoint.NAME).get("precision")
-    if kept not in PRECISIONS:  # no checkpoint, or one that loading it will refuse
-        kept = "bf16" if has_bf16(device) else "float32"
-    return dataclasses.replace(config, precision=kept)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +134,7 @@ class MattingData:
         return cls(training, validation)
 
 
-class MattingTask:
+class MattingTask(GanTask):
     """Trains a generator, and a discriminator beside it.
 
     Args:
@@ -187,6 +152,8 @@ class MattingTask:
             [0, 1], sRGB source, made matte and true matte; None before.
     """
 
+    sample_parts: ClassVar[dict[str, int]] = {"source": 3, "made": 1, "true": 1}
+
     def __init__(
         self,
         config: MattingConfig,
@@ -197,27 +164,20 @@ class MattingTask:
         about: dict | None = None,
         world: World | None = None,
     ):
-        self.device, self.world = torch.device(device), world or World()
-        self.folder, self.about = None if folder is None else Path(folder), about or {}
-        self.options = config = settle_precision(config, self.device, self.folder)
-        self.config, self.epochs = self.about | dataclasses.asdict(config), config.epochs
         self.data = data if isinstance(data, MattingData) else None
-        self.samples: torch.Tensor | None = None
-        self.batches = data
+        batches = data
         if self.data:
-            self.batches = Batches(
-                data.training, batch=config.batch, per_epoch=config.patches, seed=config.seed, world=self.world
+            batches = Batches(
+                self.data.training, batch=config.batch, per_epoch=config.patches, seed=config.seed, world=world
             )
-        torch.manual_seed(config.seed)
-        self.modules: dict[str, nn.Module] = {"generator": self._generator(config.dropout)}
+        more = {"device": device, "folder": folder, "about": about, "world": world}
+        super().__init__(config, self._networks, batches, **more)
+
+    def _networks(self, config: MattingConfig) -> dict[str, nn.Module]:
+        found: dict[str, nn.Module] = {"generator": self._generator(config.dropout)}
         if config.adversarial_weight:
-            self.modules["discriminator"] = Discriminator(in_channels=4, width=config.discriminator_width)
-        self.optimisers, self._trained = {}, {}
-        for name, module in self.modules.items():
-            lay_out(module, self.device).train()
-            self._trained[name] = parallel.distribute(module, self.world)
-            betas = (config.beta1, 0.999)
-            self.optimisers[name] = torch.optim.Adam(module.parameters(), config.learning_rate, betas, fused=True)
+            found["discriminator"] = Discriminator(in_channels=4, width=config.discriminator_width)
+        return found
 
     def _generator(self, dropout: float) -> Generator:
         config = self.options
@@ -234,37 +194,18 @@ class MattingTask:
         losses = {}
         with self._precision():
             made = self._trained["generator"](source).float()
+        seen = source / config.q_in
         if config.adversarial_weight:
-            losses["discriminator"] = self._train_discriminator(source, made.detach(), target)
+            losses["discriminator"] = self._train_judge(
+                torch.cat([seen, made.detach()], 1), torch.cat([seen, target], 1)
+            )
         losses["l1"] = F.l1_loss(made, target)
         loss = config.l1_weight * losses["l1"]
         if config.adversarial_weight:
-            judge = self.modules["discriminator"].requires_grad_(False)  # passes gradients on and takes none
-            losses["adversarial"] = self._judge(judge, source, made, real=True)
+            losses["adversarial"] = self._fool(torch.cat([seen, made], 1))
             loss = loss + config.adversarial_weight * losses["adversarial"]
-            judge.requires_grad_(True)
         self._descend("generator", loss)
         return parallel.average(losses, self.world)
-
-    def _train_discriminator(self, source: torch.Tensor, made: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        judge = self._trained["discriminator"]
-        loss = 0.5 * (self._judge(judge, source, made, real=False) + self._judge(judge, source, target, real=True))
-        self._descend("discriminator", loss)
-        return loss
-
-    def _judge(self, judge: nn.Module, source: torch.Tensor, matte: torch.Tensor, *, real: bool) -> torch.Tensor:
-        with self._precision():
-            logits = judge(torch.cat([source / self.options.q_in, matte], 1)).float()
-        return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
-
-    def _descend(self, name: str, loss: torch.Tensor) -> None:
-        optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16")
 
     def _settle_norms(self, index: int) -> None:
         """Let the generator train with the statistics that it will be deployed with, for the last part."""
@@ -276,21 +217,8 @@ class MattingTask:
                 norm.train(index < self._frozen_from)
 
     @property
-    def steps(self) -> int:
-        """Steps of the whole training."""
-        return self.epochs * self.batches.steps_per_epoch
-
-    @property
     def _frozen_from(self) -> int:
         return math.ceil(self.options.freeze_from * self.steps)
-
-    def _set_rate(self, index: int) -> None:
-        config, steps = self.options, self.steps
-        start = config.decay_from * steps
-        share = 1.0 if index < start else max(0.0, (steps - index) / max(steps - start, 1))
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = config.learning_rate * share
 
     # --- after an epoch ---------------------------------------------------------------------------------
 
@@ -330,10 +258,7 @@ class MattingTask:
         """Score the generator on the validation frames and keep it with its scores."""
         model = self.deployable(epoch * self.batches.steps_per_epoch)
         scores = self.validate(model)
-        if self.folder is not None:
-            trained = self.config | {"epoch": epoch, "validation": scores}
-            path = _epoch_path(self.folder, epoch)
-            models.save(path, model, task="matting", colour="srgb", q_in=self.options.q_in, trained=trained)
+        self._keep(epoch, model, scores, task="matting", colour="srgb", q_in=self.options.q_in)
         return scores
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -417,8 +342,7 @@ def train_matting(
         KeyboardInterrupt: If the training was asked to end.
     """
     config, out, world = config or MattingConfig(), Path(out), world or World()
-    if out.suffix != ".safetensors":  # now, not after an hour of training
-        raise I2IError(str(out), expected="the suffix .safetensors", got=repr(out.suffix))
+    check_suffix(out)
     found = {c.name: c for c in videomatte.clips(data, "train")}
     names = [next(iter(found))] if clip is None else [clip] if isinstance(clip, str) else list(clip)
     if strange := [name for name in names if name not in found]:
@@ -429,34 +353,6 @@ def train_matting(
     frames = MattingData.of_clips(chosen, config, budget_bytes=budget_bytes, progress=progress and world.leads)
     about = {"clip": ", ".join(names), "frames": list(videomatte.paper_split(min(map(len, chosen))).train)}
     task = MattingTask(config, frames, device=device, folder=folder, about=about, world=world)
-    if progress and world.leads and task.options.precision == "bf16" and not has_bf16(device):
-        tqdm.write(f"{folder}: this training is in bf16, which is emulated here, slowly; float32 needs another folder")
-
-    def keep(history: History) -> None:
-        if best_epoch(history) == len(history.epochs):
-            _copy(_epoch_path(folder, len(history.epochs)), out)
-        if on_epoch is not None:
-            on_epoch(task, history)
-
-    if world.leads:
-        for path in (out, *(_epoch_path(folder, epoch) for epoch in range(1, config.epochs + 1))):
-            discard_parts(path)
-    history = fit(task, folder, save_every=save_every, progress=progress, on_step=on_step, on_epoch=keep)
-    if world.leads and not out.exists():
-        _copy(_epoch_path(folder, best_epoch(history)), out)
-    return history
-
-
-def best_epoch(history: History) -> int:
-    """The epoch, from 1, with the least squared error on the validation frames."""
-    errors = [scores["mse"] for scores in history.epochs]
-    return 1 + errors.index(min(errors))
-
-
-def _epoch_path(folder: Path, epoch: int) -> Path:
-    return folder / f"epoch_{epoch:02d}.safetensors"
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
+    return train_and_keep(
+        task, out, "mse", save_every=save_every, progress=progress, on_step=on_step, on_epoch=on_epoch
+    )

@@ -1,0 +1,160 @@
+"""Does a restoration network beat interpolation, and interpolation with an unsharp mask, on clips it never saw?
+
+A clip is halved and coded with x265 at a CRF, then enlarged by each candidate. Unsharp masks of a ladder of strengths
+are tried, and the best of them *on that very clip* is what a network is held against: more than anyone could choose
+without the original. Bicubic and Lanczos are Pillow's (a = -0.5, three lobes); the bicubic branch of a network is
+PyTorch's (a = -0.75), which is sharper: that alone gives a network a start. VMAF NEG decides, which gives no credit for
+contrast that the original does not have; plain VMAF, SSIM and PSNR stand beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .. import metrics, models, runtime
+from ..datasets import faults
+from ..errors import FrameError, I2IError
+from ..frames import open_clip, srgb_codes
+from ..models.layers import Enlarger, enlarge
+
+MASKS = {
+    f"Lanczos, unsharp {size}×{size}, {amount:g}": (size, amount) for size in (3, 5) for amount in (0.5, 1, 1.5, 2)
+}
+BLOCK = 8  # frames: neighbours depend on each other, see metrics.paired
+DECIDES = "vmaf_v0.6.1neg"
+
+
+def read_clip(path: str | Path, *, frames: int, first: int = 0, multiple: int = 4) -> torch.Tensor:
+    """Some frames of a clip, (N, 3, H, W) sRGB codes in [0, 1], cut at the right and at the bottom to what divides.
+
+    Raises:
+        FrameError: If a frame cannot be read, or there are none.
+    """
+    clip, found = open_clip(path), []
+    for _, frame in clip.read(set(clip.names[first : first + frames])):
+        if isinstance(frame, FrameError):
+            raise frame
+        found.append(srgb_codes(frame)[0])
+    if not found:
+        raise FrameError(str(path), expected=f"a frame after the first {first}", got=f"{len(clip)} frames")
+    clips = torch.stack(found)
+    height, width = (side // multiple * multiple for side in clips.shape[-2:])
+    return clips[..., :height, :width]
+
+
+def candidates(low: torch.Tensor, size: tuple[int, int], networks: Mapping[str, Enlarger]) -> dict[str, torch.Tensor]:
+    """Small frames enlarged in every way, in 8-bit codes, (N, 3, H, W) in [0, 1]."""
+    lanczos = faults.resize(low, size, "lanczos")
+    found = {"bicubic": faults.resize(low, size), "Lanczos": lanczos}
+    found |= {name: faults.sharpen(lanczos, amount, size=window) for name, (window, amount) in MASKS.items()}
+    found |= {name: enlarge(network, low) for name, network in networks.items()}
+    return {name: frames.mul(255).round().div(255) for name, frames in found.items()}
+
+
+def judge(
+    frames: torch.Tensor, networks: Mapping[str, Enlarger], *, crf: int = 23, scale: int = 2, progress: bool = False
+) -> dict:
+    """Score every candidate on a clip.
+
+    Args:
+        frames: The original, (N, 3, H, W) in 8-bit sRGB codes in [0, 1]; sides multiples of ``2 * scale``.
+        networks: By name, in evaluation mode, of that scale.
+        crf: Of x265.
+        scale: How much smaller the coded frames are.
+        progress: Show a bar.
+
+    Returns:
+        JSON values: ``rows``, a dict a candidate with its scores of every frame (VMAF NEG and VMAF v0.6.1) and means
+        (SSIM, PSNR); ``best_mask``; and ``against``, for each network its mean difference in VMAF NEG from bicubic,
+        Lanczos and the best mask with the ends of a 95 % interval (:func:`i2ilib.metrics.paired`, in blocks).
+
+    Raises:
+        I2IError: If a network enlarges by another factor, or there are fewer than two frames.
+    """
+    for name, network in networks.items():
+        if network.config.scale != scale:
+            raise I2IError(name, expected=f"a network that enlarges {scale} times", got=network.config.scale)
+    size = tuple(frames.shape[-2:])
+    low = faults.x265(faults.resize(frames, tuple(side // scale for side in size)), crf)
+    rows = {}
+    for name, shown in tqdm(candidates(low, size, networks).items(), desc="scores", disable=not progress, leave=False):
+        rows[name] = {
+            model: list(metrics.vmaf(shown, frames, model=model).frames) for model in (DECIDES, "vmaf_v0.6.1")
+        }
+        rows[name] |= {key: metrics.KEYS[key](shown, frames).mean().item() for key in ("ssim", "psnr_db")}
+    means = {name: sum(row[DECIDES]) / len(frames) for name, row in rows.items()}
+    best = max(MASKS, key=means.get)
+    block = min(BLOCK, len(frames) // 2)
+    against = {
+        name: {
+            other: metrics.paired(rows[name][DECIDES], rows[other][DECIDES], block=block)._asdict()
+            for other in ("bicubic", "Lanczos", best)
+        }
+        for name in networks
+    }
+    return {"frames": len(frames), "size_pixels": [*size[::-1]], "crf": crf, "scale": scale, "rows": rows,
+            "best_mask": best, "against": against}  # fmt: skip
+
+
+def table(found: Mapping[str, dict]) -> pd.DataFrame:
+    """A row a clip and candidate: bicubic, Lanczos, the best mask and the networks, means over the frames."""
+    rows = []
+    for clip, result in found.items():
+        for name in ("bicubic", "Lanczos", result["best_mask"], *result["against"]):
+            scores = result["rows"][name]
+            row = {"clip": clip, "candidate": name}
+            row |= {"VMAF NEG": sum(scores[DECIDES]) / result["frames"]}
+            row |= {"VMAF": sum(scores["vmaf_v0.6.1"]) / result["frames"]}
+            row |= {"SSIM": scores["ssim"], "PSNR, dB": scores["psnr_db"]}
+            if name in result["against"]:
+                told = metrics.Paired(**result["against"][name][result["best_mask"]])
+                row |= {"NEG over the best mask": str(told), "verdict": told.verdict(higher_is_better=True)}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """``python -m i2ilib.studies.held_out``: networks against interpolation and unsharp masks on unseen clips."""
+    parser = argparse.ArgumentParser(
+        prog="python -m i2ilib.studies.held_out", description="Hold networks against unsharp masks on unseen clips."
+    )
+    parser.add_argument("clips", type=Path, nargs="+", help="videos or folders of pictures")
+    told = "a .safetensors file, or a .pth as published; several"
+    parser.add_argument("--network", action="append", metavar="NAME=WEIGHTS", default=[], help=told)
+    parser.add_argument("--crf", type=int, default=23, help="of x265 (default: 23)")
+    parser.add_argument("--scale", type=int, default=2, choices=[2, 4], help="default: 2")
+    parser.add_argument("--frames", type=int, default=48, help="of each clip (default: 48)")
+    parser.add_argument("--first", type=int, default=0, help="frame of each clip, from 0 (default: 0)")
+    parser.add_argument("--record", action="store_true", help="keep the result in data/results")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(arguments)
+    run = runtime.start(0, preset="full")  # nothing of it depends on a preset
+    networks = {name: models.open_network(path) for name, path in map(_named, options.network)}
+    found = {}
+    for path in options.clips:
+        frames = read_clip(path, frames=options.frames, first=options.first, multiple=2 * options.scale)
+        frames = frames.mul(255).round().div(255)
+        settings = {"crf": options.crf, "scale": options.scale, "progress": not options.json}
+        found[path.stem] = judge(frames, networks, **settings)
+    if options.record:
+        runtime.record("restoration_held_out", run, found)
+    with pd.option_context("display.width", 200, "display.precision", 4):
+        print(json.dumps(found, indent=2) if options.json else table(found).fillna("").to_string(index=False))
+
+
+def _named(given: str) -> tuple[str, str]:
+    name, _, path = given.partition("=")
+    if not path:
+        raise I2IError("--network", expected="NAME=WEIGHTS", got=repr(given))
+    return name, path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Networks against interpolation and unsharp masks: scores are what the functions say, and the best mask is found."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from torch import nn
+
+from i2ilib import I2IError, IntegrityError, metrics, models, runtime
+from i2ilib.datasets import faults, moving
+from i2ilib.errors import FrameError
+from i2ilib.frames import write_video
+from i2ilib.studies import held_out
+
+
+def network(scale=2, silent=True):
+    torch.manual_seed(0)
+    made = models.SRUNet(n_filters=8, layer_multiplier=0.5, scale=scale).eval()
+    if silent:
+        nn.init.zeros_(made.conv_last.weight)
+        nn.init.zeros_(made.conv_last.bias)
+    return made
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return torch.stack([*moving.frames(moving.SCENES[0], 4, height=96, width=128)])
+
+
+@pytest.fixture(scope="module")
+def found(frames):
+    return held_out.judge(frames, {"silent": network(), "wild": network(silent=False)})
+
+
+def test_scores_are_those_of_the_functions(found, frames):
+    low = faults.x265(faults.resize(frames, (48, 64)), 23)
+    lanczos = faults.resize(low, (96, 128), "lanczos")
+    for name, shown in {
+        "bicubic": faults.resize(low, (96, 128)),
+        "Lanczos": lanczos,
+        "Lanczos, unsharp 5×5, 1.5": faults.sharpen(lanczos, 1.5, size=5),
+    }.items():
+        shown, row = shown.mul(255).round().div(255), found["rows"][name]
+        assert row["vmaf_v0.6.1neg"] == pytest.approx(metrics.vmaf(shown, frames, model="vmaf_v0.6.1neg").frames)
+        assert row["vmaf_v0.6.1"] == pytest.approx(metrics.vmaf(shown, frames).frames)
+        assert row["psnr_db"] == pytest.approx(metrics.psnr(shown, frames, value_range=1.0))
+    assert (found["frames"], found["size_pixels"], found["crf"], found["scale"]) == (4, [128, 96], 23, 2)
+    json.dumps(found)
+
+
+def test_every_network_is_held_against_the_best_mask(found):
+    means = {name: np.mean(found["rows"][name]["vmaf_v0.6.1neg"]) for name in held_out.MASKS}
+    assert found["best_mask"] == max(means, key=means.get) and len(means) == 8
+    for name, others in found["against"].items():
+        assert set(others) == {"bicubic", "Lanczos", found["best_mask"]}
+        for other, told in others.items():
+            gap = np.subtract(*(found["rows"][n]["vmaf_v0.6.1neg"] for n in (name, other)))
+            assert told["difference"] == pytest.approx(gap.mean()) and told["n"] == 4
+            assert told["low"] <= told["difference"] <= told["high"]
+    # PyTorch's bicubic kernel (a = -0.75), from which networks start, is sharper than Pillow's (a = -0.5)
+    assert 0 < found["against"]["silent"]["bicubic"]["difference"] < 6
+    assert found["against"]["wild"]["bicubic"]["high"] < 0
+
+
+def test_the_table_shows_the_verdict(found):
+    table = held_out.table({"coffee": found})
+    assert table.candidate.tolist() == ["bicubic", "Lanczos", found["best_mask"], "silent", "wild"]
+    assert table.set_index("candidate").loc["wild", "verdict"] == "worse"
+
+
+def test_the_published_network_beats_bicubic_and_the_best_mask_on_a_face():
+    """As its facts have it for photographs; and the file is read as it was published."""
+    published = models.open_network(shared("data/srunet/srunet_2x_crf23.pth"))
+    faces = torch.stack([*moving.frames(moving.SCENES[2], 4, height=192, width=256)])
+    told = held_out.judge(faces, {"SRUNet": published})["against"]["SRUNet"]
+    assert told["bicubic"]["low"] > 0 and told["Lanczos"]["low"] > 0
+
+
+def test_frames_are_read_and_cut(tmp_path):
+    shown = [
+        frame.mul(255).byte().permute(1, 2, 0).numpy()
+        for frame in moving.frames(moving.SCENES[1], 5, height=70, width=90)
+    ]
+    write_video(tmp_path / "v.mp4", iter(shown), fps=24)
+    clip = held_out.read_clip(tmp_path / "v.mp4", frames=2, first=3)
+    assert clip.shape == (2, 3, 68, 88)
+    true = torch.from_numpy(np.stack(shown[3:5])).permute(0, 3, 1, 2)[..., :68, :88].float() / 255
+    assert (clip - true).abs().mean() < 0.03
+    with pytest.raises(FrameError, match="a frame after the first 5, got 5 frames"):
+        held_out.read_clip(tmp_path / "v.mp4", frames=2, first=5)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/a.png").write_bytes(b"no")
+    with pytest.raises(FrameError, match=r"a\.png"):
+        held_out.read_clip(tmp_path / "p", frames=1)
+
+
+def test_what_cannot_be(frames, tmp_path):
+    with pytest.raises(I2IError, match=r"big: expected a network that enlarges 2 times, got 4"):
+        held_out.judge(frames, {"big": network(scale=4)})
+    with pytest.raises(I2IError, match=r"--network: expected NAME=WEIGHTS, got 'x'"):
+        held_out.main([str(tmp_path), "--network", "x"])
+    (tmp_path / "m.pth").write_bytes(b"no")
+    with pytest.raises(IntegrityError):
+        models.open_network(tmp_path / "m.pth")
+    with pytest.raises(I2IError, match="no file"):
+        models.open_network(tmp_path / "absent.safetensors")
+
+
+def test_the_command_records(frames, tmp_path, monkeypatch, capsys):
+    codes = (frame.mul(255).byte().permute(1, 2, 0).numpy() for frame in frames)
+    write_video(tmp_path / "cup.mp4", codes, fps=24)
+    models.save(tmp_path / "m.safetensors", network())
+    monkeypatch.setattr(runtime, "RESULTS", tmp_path / "results")
+    held_out.main(
+        [str(tmp_path / "cup.mp4"), "--network", f"mine={tmp_path / 'm.safetensors'}", "--frames=2", "--record"]
+    )
+    told = capsys.readouterr().out
+    assert "bicubic" in told and "mine" in told and "verdict" in told
+    kept = json.loads((tmp_path / "results/restoration_held_out.json").read_text())["result"]
+    assert kept["cup"]["frames"] == 2 and set(kept["cup"]["against"]) == {"mine"}
