@@ -147,7 +147,7 @@ def scenes(
 
     Example:
         >>> [scene.name for scene in scenes(3, photos=("coffee", "rocket"))]
-        ['coffee_000', 'rocket_001', 'coffee_002']
+        ['coffee_0_000', 'rocket_0_001', 'coffee_0_002']
     """
     if not 0 < extent[0] <= extent[1] <= 1:
         raise I2IError("extent", expected="two shares above 0, at most 1, in order", got=extent)
@@ -162,7 +162,9 @@ def scenes(
         shape = str(rng.choice(_SHAPES[1:])) if rng.random() < 0.25 else ""
         ink, size = tuple(rng.random(3).round(2).tolist()), round(rng.uniform(0.07, 0.2), 3)
         view = [tuple(point.round(4).tolist()) for point in (start, end)]
-        drawn.append(Scene(f"{chosen}_{number:03d}", chosen, *view, words=words, shape=shape, ink=ink, height=size))
+        drawn.append(
+            Scene(f"{chosen}_{seed}_{number:03d}", chosen, *view, words=words, shape=shape, ink=ink, height=size)
+        )
     return drawn
 
 
