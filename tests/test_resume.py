@@ -52,7 +52,7 @@ for line in sys.stdin:
 # Faults: run in the process before the command.
 IN_A_STEP = """
 from i2ilib.train import MattingTask
-step, half, at = MattingTask.step, MattingTask._train_discriminator, []
+step, half, at = MattingTask.step, MattingTask._train_judge, []
 
 def noted(self, index, batch):
     at.append(index)
@@ -64,7 +64,7 @@ def struck(self, *tensors):
         {fault}
     return loss
 
-MattingTask.step, MattingTask._train_discriminator = noted, struck
+MattingTask.step, MattingTask._train_judge = noted, struck
 """
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 IN_A_WRITE = """
