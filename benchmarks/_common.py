@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -21,6 +22,11 @@ def arguments(doc: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
     for name, (default, meaning) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: {default})")
     return parser
+
+
+def tell(options: argparse.Namespace, result: dict, lines: Sequence[str]) -> None:
+    """Print the result as one JSON object, or the lines for people."""
+    print(json.dumps(result) if options.json else "\n".join(lines))
 
 
 def medians(tasks: dict[str, Callable[[], object]], n: int) -> dict[str, float]:

@@ -9,10 +9,8 @@ network gives, in every value.
 
 from __future__ import annotations
 
-import json
-
 import torch
-from _common import arguments, quantised_generator
+from _common import arguments, quantised_generator, tell
 
 from i2ilib import start
 from i2ilib.deploy import bench, verify
@@ -56,18 +54,18 @@ def main() -> None:
         "versions": run.describe()["versions"],
         "origin": "measured",
     }
-    if options.json:
-        print(json.dumps(result))
-        return
-    print(
+    lines = [
         f"pix2pix generator, {result['parameters'] / 1e6:.1f} M parameters, batch {options.batch}; "
         f"{run.device_name}, {run.threads} threads, median of {options.n}"
-    )
+    ]
     for name, row in times.items():
-        print(f"  {name:15} {row['ms_per_patch']:7.1f} ms a patch  ({row['p5']:.1f} to {row['p95']:.1f})")
-    print(f"  exact integers are {result['ratio']:.2f} times as fast as PyTorch eager float32")
-    print(f"  exact / eager: {result['time_of_eager']:.2f} of its time; at most {LIMIT} is asked for")
-    print("  largest difference to the fake-quantised network: 0")
+        lines.append(f"  {name:15} {row['ms_per_patch']:7.1f} ms a patch  ({row['p5']:.1f} to {row['p95']:.1f})")
+    lines += [
+        f"  exact integers are {result['ratio']:.2f} times as fast as PyTorch eager float32",
+        f"  exact / eager: {result['time_of_eager']:.2f} of its time; at most {LIMIT} is asked for",
+        "  largest difference to the fake-quantised network: 0",
+    ]
+    tell(options, result, lines)
 
 
 if __name__ == "__main__":

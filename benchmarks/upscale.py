@@ -11,13 +11,12 @@ backend is calibrated on the clip. At most 15 % of the network's speed is to be 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from _common import arguments, medians
+from _common import arguments, medians, tell
 
 import i2ilib
 from i2ilib import models
@@ -110,17 +109,14 @@ def main() -> None:
         "versions": run.describe()["versions"],
         "origin": "measured",
     }
-    if options.json:
-        print(json.dumps(result))
-        return
-    print(
+    lines = [
         f"{options.width} x {options.height} to twice that, batch {options.batch}; {run.device_name}, "
-        f"{run.threads} threads, median of {options.n}"
-    )
-    for task, rate in rates.items():
-        print(f"  {task:11} {rate:8.2f} frames/s")
-    print(f"  {options.backend} is {result['ratio']:.2f} times as fast as PyTorch eager float32")
-    print(f"  end to end has {result['share_of_network']:.2f} of the network's speed; at least {LIMIT} is asked for")
+        f"{run.threads} threads, median of {options.n}",
+        *(f"  {task:11} {rate:8.2f} frames/s" for task, rate in rates.items()),
+        f"  {options.backend} is {result['ratio']:.2f} times as fast as PyTorch eager float32",
+        f"  end to end has {result['share_of_network']:.2f} of the network's speed; at least {LIMIT} is asked for",
+    ]
+    tell(options, result, lines)
 
 
 if __name__ == "__main__":

@@ -483,24 +483,28 @@ def test_killed_and_resumed(tmp_path, weights):
         assert frames_of(tmp_path / name.format("o")) == frames_of(tmp_path / name.format("undisturbed"))
 
 
-def stop_after(monkeypatch, count):
-    """Let a run fail in the middle of a segment."""
-    put, done = coded.Encoder.put, []
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """A run that is interrupted behind so many frames, in the middle of a segment."""
 
-    def failing(self, rgb):
-        done.append(1)
-        if len(done) > count:
-            raise KeyboardInterrupt
-        put(self, rgb)
+    def begun(count, *arguments, **options):
+        put, done = coded.Encoder.put, []
 
-    monkeypatch.setattr(coded.Encoder, "put", failing)
+        def failing(self, rgb):
+            done.append(1)
+            if len(done) > count:
+                raise KeyboardInterrupt
+            put(self, rgb)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(coded.Encoder, "put", failing)
+            run(*arguments, **options)
+
+    return begun
 
 
-def test_interrupted_goes_on_behind_the_last_whole_segment(run, rich, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 17)
-        with pytest.raises(KeyboardInterrupt):
-            run(rich / "rich.mp4", tmp_path / "o.mp4")
+def test_interrupted_goes_on_behind_the_last_whole_segment(run, interrupted, rich, tmp_path):
+    interrupted(17, rich / "rich.mp4", tmp_path / "o.mp4")
     assert not (tmp_path / "o.mp4").exists()
     assert not list((tmp_path / "o.mp4.parts").rglob(".*.part*"))  # the third segment left nothing
     report = run(rich / "rich.mp4", tmp_path / "o.mp4")
@@ -509,11 +513,8 @@ def test_interrupted_goes_on_behind_the_last_whole_segment(run, rich, tmp_path, 
     assert frames_of(tmp_path / "o.mp4") == frames_of(tmp_path / "undisturbed.mp4")
 
 
-def test_deinterlaced_and_interrupted(run, woven, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 10)
-        with pytest.raises(KeyboardInterrupt):
-            run(woven, tmp_path / "o.mp4", deinterlace=True)
+def test_deinterlaced_and_interrupted(run, interrupted, woven, tmp_path):
+    interrupted(10, woven, tmp_path / "o.mp4", deinterlace=True)
     assert run(woven, tmp_path / "o.mp4", deinterlace=True).kept == 7
     run(woven, tmp_path / "undisturbed.mp4", deinterlace=True)
     assert frames_of(tmp_path / "o.mp4") == frames_of(tmp_path / "undisturbed.mp4")
@@ -533,11 +534,8 @@ def test_a_segment_that_is_gone_or_damaged_is_made_again(run, rich, tmp_path, mo
     assert frames_of(tmp_path / "o.mp4") == frames_of(tmp_path / "undisturbed.mp4")
 
 
-def test_another_job_is_refused_or_begun_anew(run, rich, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 10)
-        with pytest.raises(KeyboardInterrupt):
-            run(rich / "rich.mp4", tmp_path / "o.mp4")
+def test_another_job_is_refused_or_begun_anew(run, interrupted, rich, tmp_path):
+    interrupted(10, rich / "rich.mp4", tmp_path / "o.mp4")
     for other in ({"crf": 30}, {"codec": "hevc"}, {"segment": 8}, {"compare": "side"}):
         with pytest.raises(I2IError, match="another job"):
             run(rich / "rich.mp4", tmp_path / "o.mp4", **other)

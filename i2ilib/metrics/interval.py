@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtrit  # scipy.stats has them too, and takes a second to import
 
 from ..errors import I2IError
 
@@ -86,9 +86,9 @@ def paired(
             raise I2IError("block", expected=f"a whole number, 1 to half of the {n} pairs", got=block)
         drawn = _drawn_means(differences, block, np.random.default_rng(seed)) - mean
         blocks, tails = n / block, np.array([(1 - confidence) / 2, (1 + confidence) / 2])
-        wider = math.sqrt(blocks / (blocks - 1)) * stats.t.ppf(tails[1], blocks - 1) / stats.norm.ppf(tails[1])
+        wider = math.sqrt(blocks / (blocks - 1)) * stdtrit(blocks - 1, tails[1]) / ndtri(tails[1])
         return Paired(mean, *(float(mean + wider * end) for end in np.quantile(drawn, tails)), n)
-    reach = float(stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(differences))
+    reach = float(stdtrit(n - 1, (1 + confidence) / 2) * differences.std(ddof=1) / math.sqrt(n))
     return Paired(mean, mean - reach, mean + reach, n)
 
 

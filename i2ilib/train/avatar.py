@@ -19,7 +19,7 @@ from ..errors import I2IError
 from ..models import Avatar, CodecAvatarConfig, CodecAvatarDecoder
 from ..models.codec_avatar import UntiedConv2d
 from .batches import Batches
-from .loop import History, fit
+from .loop import History, fit, of_preset
 from .parallel import World
 
 
@@ -68,9 +68,7 @@ def avatar_config(preset: str, **fields: object) -> AvatarConfig:
     Raises:
         I2IError: If there is no such preset, or a field has a value that cannot be.
     """
-    if preset not in PRESETS:
-        raise I2IError("preset", expected=" or ".join(PRESETS), got=repr(preset))
-    return AvatarConfig(**PRESETS[preset] | fields)
+    return AvatarConfig(**of_preset(PRESETS, preset, fields))
 
 
 class FaceDataset:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +17,21 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..errors import I2IError
 from ..runtime import discard_parts
 from . import checkpoint
 from .parallel import World
+
+
+def of_preset(presets: Mapping[str, dict[str, object]], preset: str, fields: dict[str, object]) -> dict[str, object]:
+    """The fields of a preset, and over them those that were set one by one.
+
+    Raises:
+        I2IError: If there is no such preset.
+    """
+    if preset not in presets:
+        raise I2IError("preset", expected=" or ".join(presets), got=repr(preset))
+    return presets[preset] | fields
 
 
 class Source(Protocol):

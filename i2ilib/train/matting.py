@@ -22,7 +22,7 @@ from ..models import Discriminator, Generator
 from . import parallel
 from .batches import Batches
 from .gan import GanTask, check_config, check_suffix, train_and_keep
-from .loop import History
+from .loop import History, of_preset
 from .parallel import World
 
 SCORES = ("iou", "mse")  # of every epoch, as metrics.KEYS has them
@@ -81,9 +81,7 @@ def matting_config(preset: str, **fields: object) -> MattingConfig:
         >>> matting_config("quick", batch=2).patches
         400
     """
-    if preset not in PRESETS:
-        raise I2IError("preset", expected=" or ".join(PRESETS), got=repr(preset))
-    return MattingConfig(**PRESETS[preset] | fields)
+    return MattingConfig(**of_preset(PRESETS, preset, fields))
 
 
 def settle_mode(config: MattingConfig, clips: Sequence[videomatte.Clip]) -> MattingConfig:

@@ -28,7 +28,7 @@ from ..runtime import fetched
 from . import parallel
 from .batches import Batches
 from .gan import GanTask, began_with, check_config, check_suffix, train_and_keep
-from .loop import History
+from .loop import History, of_preset
 from .losses import PERCEPTUAL
 from .parallel import World
 
@@ -107,9 +107,7 @@ def restoration_config(preset: str, **fields: object) -> RestorationConfig:
         >>> restoration_config("quick", batch=2).patches
         1000
     """
-    if preset not in PRESETS:
-        raise I2IError("preset", expected=" or ".join(PRESETS), got=repr(preset))
-    return RestorationConfig(**PRESETS[preset] | fields)
+    return RestorationConfig(**of_preset(PRESETS, preset, fields))
 
 
 def settle_perceptual(config: RestorationConfig, folder: str | os.PathLike | None = None) -> RestorationConfig:
