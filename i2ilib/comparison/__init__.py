@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..errors import I2IError, IntegrityError, UnavailableError
 from ..frames import Clip, open_clip
-from ..metrics import Metric, Paired, Score, harmonic_mean, metric, paired
+from ..metrics import Metric, Paired, Score, clip_block, harmonic_mean, metric, paired
 from ..metrics.catalogue import too_small, why_not
 from ..runtime import file_state, versions, write_json
 from .pairs import Pair, SizesDiffer, check_clips, cut_out, looked_at, misalignments, read_pairs
@@ -118,7 +118,7 @@ class Comparison:
                 pairs = pd.concat([ours[name], theirs[name]], axis=1, join="inner").to_numpy()
                 pairs = pairs[~np.isnan(pairs).any(1)]
                 if len(pairs) > 1 and np.isfinite(pairs).all():
-                    interval = paired(*pairs.T, confidence=confidence, block=_block(len(pairs)))
+                    interval = paired(*pairs.T, confidence=confidence, block=clip_block(len(pairs)))
                     found.setdefault(other.name, {})[name] = interval
         return found
 
@@ -354,13 +354,8 @@ def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dic
     return Score(one, tuple(values), about | more)
 
 
-def _block(frames: int) -> int | None:
-    """Neighbouring frames that are drawn together: a sixth of all; None below two dozen frames."""
-    return frames // 6 if frames >= 24 else None
-
-
 def _rule(frames: int) -> str:
-    return f"bootstrap, blocks of {block} frames" if (block := _block(frames)) else "Student"
+    return f"bootstrap, blocks of {block} frames" if (block := clip_block(frames)) else "Student"
 
 
 def _lines(candidate: Candidate) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@
 from .blind import brisque
 from .catalogue import Metric, Score, metric, register, registry, score
 from .deep import dists, lpips, lpips_comp
-from .interval import Paired, harmonic_mean, paired
+from .interval import Paired, clip_block, harmonic_mean, paired
 from .matte import iou, mad, mse, sad, unknown_band
 from .picture import ms_ssim, psnr, ssim, ssim_flat
 from .rendering import flip
@@ -21,6 +21,7 @@ __all__ = [
     "Score",
     "VmafResult",
     "brisque",
+    "clip_block",
     "connectivity_error",
     "dists",
     "dtssd",

@@ -92,6 +92,11 @@ def paired(
     return Paired(mean, mean - reach, mean + reach, n)
 
 
+def clip_block(frames: int) -> int | None:
+    """How many neighbouring frames of a clip to draw together: a sixth; None, for Student's, below two dozen."""
+    return frames // 6 if frames >= 24 else None
+
+
 def _drawn_means(differences: np.ndarray, block: int, rng: np.random.Generator) -> np.ndarray:
     """Means of as many differences as there are, drawn in blocks."""
     n = len(differences)

@@ -3,8 +3,8 @@
 A clip is halved and coded with x265 at a CRF, then enlarged by each candidate. Unsharp masks of a ladder of strengths
 are tried, and the best of them *on that very clip* is what a network is held against: more than anyone could choose
 without the original. Bicubic and Lanczos are Pillow's (a = -0.5, three lobes); the bicubic branch of a network is
-PyTorch's (a = -0.75), which is sharper: that alone gives a network a start. VMAF NEG decides, which gives no credit for
-contrast that the original does not have; plain VMAF, SSIM and PSNR stand beside it.
+PyTorch's (a = -0.75), which is sharper: that alone gives a network a start. The best mask is chosen by VMAF NEG, which
+gives no credit for contrast that the original does not have; the verdict is told by each of four metrics.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ..models.layers import Enlarger, enlarge
 MASKS = {
     f"Lanczos, unsharp {size}×{size}, {amount:g}": (size, amount) for size in (3, 5) for amount in (0.5, 1, 1.5, 2)
 }
-BLOCK = 8  # frames: neighbours depend on each other, see metrics.paired
-DECIDES = "vmaf_v0.6.1neg"
+SCORES = ("vmaf_v0.6.1neg", "vmaf_v0.6.1", "ssim", "psnr")  # of every frame
+DECIDES = SCORES[0]  # which mask is the best
 
 
 def read_clip(path: str | Path, *, frames: int, first: int = 0, multiple: int = 4) -> torch.Tensor:
@@ -71,9 +71,9 @@ def judge(
         progress: Show a bar.
 
     Returns:
-        JSON values: ``rows``, a dict a candidate with its scores of every frame (VMAF NEG and VMAF v0.6.1) and means
-        (SSIM, PSNR); ``best_mask``; and ``against``, for each network its mean difference in VMAF NEG from bicubic,
-        Lanczos and the best mask with the ends of a 95 % interval (:func:`i2ilib.metrics.paired`, in blocks).
+        JSON values: ``rows``, by candidate and metric (:data:`SCORES`) the score of every frame; ``best_mask``; and
+        ``against``, for each network, rival (bicubic, Lanczos, the best mask) and metric the mean difference with the
+        ends of its 95 % interval (:func:`i2ilib.metrics.paired`).
 
     Raises:
         I2IError: If a network enlarges by another factor, or there are fewer than two frames.
@@ -85,37 +85,33 @@ def judge(
     low = faults.x265(faults.resize(frames, tuple(side // scale for side in size)), crf)
     rows = {}
     for name, shown in tqdm(candidates(low, size, networks).items(), desc="scores", disable=not progress, leave=False):
-        rows[name] = {
-            model: list(metrics.vmaf(shown, frames, model=model).frames) for model in (DECIDES, "vmaf_v0.6.1")
-        }
-        rows[name] |= {key: metrics.KEYS[key](shown, frames).mean().item() for key in ("ssim", "psnr_db")}
-    means = {name: sum(row[DECIDES]) / len(frames) for name, row in rows.items()}
-    best = max(MASKS, key=means.get)
-    block = min(BLOCK, len(frames) // 2)
-    against = {
-        name: {
-            other: metrics.paired(rows[name][DECIDES], rows[other][DECIDES], block=block)._asdict()
-            for other in ("bicubic", "Lanczos", best)
-        }
-        for name in networks
-    }
+        rows[name] = {key: list(one.values) for key, one in metrics.score(shown, frames, SCORES).items()}
+    best = max(MASKS, key=lambda name: sum(rows[name][DECIDES]))
+    block = metrics.clip_block(len(frames))
+
+    def less(ours: dict, theirs: dict) -> dict:
+        return {key: metrics.paired(ours[key], theirs[key], block=block)._asdict() for key in SCORES}
+
+    rivals = ("bicubic", "Lanczos", best)
+    against = {name: {other: less(rows[name], rows[other]) for other in rivals} for name in networks}
     return {"frames": len(frames), "size_pixels": [*size[::-1]], "crf": crf, "scale": scale, "rows": rows,
             "best_mask": best, "against": against}  # fmt: skip
 
 
 def table(found: Mapping[str, dict]) -> pd.DataFrame:
-    """A row a clip and candidate: bicubic, Lanczos, the best mask and the networks, means over the frames."""
+    """A row a clip and candidate: means over the frames, and for networks the verdict against the best mask."""
     rows = []
     for clip, result in found.items():
         for name in ("bicubic", "Lanczos", result["best_mask"], *result["against"]):
             scores = result["rows"][name]
             row = {"clip": clip, "candidate": name}
-            row |= {"VMAF NEG": sum(scores[DECIDES]) / result["frames"]}
-            row |= {"VMAF": sum(scores["vmaf_v0.6.1"]) / result["frames"]}
-            row |= {"SSIM": scores["ssim"], "PSNR, dB": scores["psnr_db"]}
-            if name in result["against"]:
-                told = metrics.Paired(**result["against"][name][result["best_mask"]])
-                row |= {"NEG over the best mask": str(told), "verdict": told.verdict(higher_is_better=True)}
+            for key in SCORES:
+                one = metrics.metric(key)
+                row[one.heading] = sum(scores[key]) / result["frames"]
+                if name in result["against"]:
+                    told = metrics.Paired(**result["against"][name][result["best_mask"]][key])
+                    verdict = told.verdict(higher_is_better=one.higher_is_better)
+                    row[f"{one.label} less the best mask"] = f"{told} {verdict}"
             rows.append(row)
     return pd.DataFrame(rows)
 
