@@ -31,7 +31,7 @@ from i2ilib.train import (
 from i2ilib.train.losses import vif_limited
 
 runtime.require("torchvision")  # piq imports it
-piq = pytest.importorskip("piq")
+import piq  # noqa: E402
 
 TINY = {
     "width": 8, "depth": 0.5, "discriminator_width": 4, "crop": 24, "batch": 2, "epochs": 2, "scale": 2,

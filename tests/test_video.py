@@ -117,8 +117,8 @@ def test_any_frames_of_a_clip_are_the_same_as_in_a_row(long, places):
 
 
 def test_the_last_frame_is_read_from_the_last_key_frame(long, monkeypatch):
-    clip, starts, decode = open_clip(long), [], video._decoded
-    monkeypatch.setattr(video, "_decoded", lambda path, **more: starts.append(more) or decode(path, **more))
+    clip, starts, decode = open_clip(long), [], video.decoded_frames
+    monkeypatch.setattr(video, "decoded_frames", lambda path, **more: starts.append(more) or decode(path, **more))
     assert len(list(clip.read({clip.names[71]}))) == 1
     assert starts[-1]["start"] == clip.index.stamps[60]
 

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import FrameError, I2IError
 from ..runtime import atomic_path
-from .video import _decoded, _filter, _opened, _orientation, _packets
+from .video import _filter, _opened, _orientation, _packets, decoded_frames
 
 WRITTEN = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 RANGES = {0: "unspecified", 1: "limited", 2: "full"}
@@ -104,7 +104,7 @@ def coding(path: str | os.PathLike) -> Coding:
         aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
         rate, unit = stream.average_rate, stream.time_base
         last = _last(file, stream)
-    first = next(_decoded(path), None)
+    first = next(decoded_frames(path), None)
     if first is None:
         raise FrameError(str(path), expected="a video", got="no frame that can be decoded")
     orientation = _orientation(first)
@@ -143,7 +143,7 @@ def _last(file, stream) -> int | None:
 def _metadata(path: Path) -> tuple[str, ...]:
     """Names of the first frame's side data; from a frame of its own, see ``video._orientation``."""
     with contextlib.suppress(ValueError):  # of a kind that PyAV does not know
-        kinds = [data.type.name for data in next(_decoded(path)).side_data]
+        kinds = [data.type.name for data in next(decoded_frames(path)).side_data]
         return tuple(shown for kind, shown in _METADATA.items() if kind in kinds)
     return ()
 

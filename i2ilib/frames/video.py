@@ -92,7 +92,7 @@ def scan(path: str | os.PathLike) -> Index:
     total = missing + sum(packet.shown for packet in packets) if missing else 0
     if missing:
         packets = _without_holes(packets[:-1])  # the last one may be cut
-    first = next(_decoded(path), None)
+    first = next(decoded_frames(path), None)
     if first is None:
         raise FrameError(str(path), expected="a video", got=problem or "no frame")
     stamps, keys = [], []
@@ -100,7 +100,7 @@ def scan(path: str | os.PathLike) -> Index:
         stamps, keys = _told(packets)
     if not stamps or first.pts != stamps[0] or not _ends_as_told(path, stamps, keys):
         lost: list[str] = []
-        decoded = [frame.pts for frame in _decoded(path, lost=lost)]
+        decoded = [frame.pts for frame in decoded_frames(path, lost=lost)]
         if not stamps or not (lost or missing):  # of what was lost the packets alone tell
             stamps, keys = decoded, []
     increasing = None not in stamps and all(a < b for a, b in itertools.pairwise(stamps))
@@ -272,7 +272,7 @@ def _without_holes(packets: list[_Packet]) -> list[_Packet]:
     return [p for p in packets if last is None or p.stamp is None or p.stamp <= last]
 
 
-def _decoded(
+def decoded_frames(
     path: Path, *, start: int | None = None, lost: list[str] | None = None, cut: set[int] | None = None
 ) -> Iterator:
     """Frames as the decoder gives them, from a key frame's time stamp on.
@@ -317,7 +317,7 @@ def _ends_as_told(path: Path, stamps: list[int], keys: list[int]) -> bool:
     if not keys:
         return False
     lost: list[str] = []
-    found = [frame.pts for frame in _decoded(path, start=keys[-1], lost=lost) if (frame.pts or 0) >= keys[-1]]
+    found = [frame.pts for frame in decoded_frames(path, start=keys[-1], lost=lost) if (frame.pts or 0) >= keys[-1]]
     return not lost and found == [stamp for stamp in stamps if stamp >= keys[-1]]
 
 
@@ -327,7 +327,7 @@ def _judged(path: Path, start: int | None = None) -> Iterator[tuple[object, bool
     cut: set[int] = set()
     known, doubt = 0, False
     between = []  # B frames wait for the frame behind them, from which they are made too
-    for frame in _decoded(path, start=start, lost=lost, cut=cut):
+    for frame in decoded_frames(path, start=start, lost=lost, cut=cut):
         doubt = ((doubt or len(lost) > known) and not frame.key_frame) or frame.is_corrupt or frame.pts in cut
         known = len(lost)
         between.append((frame, doubt))

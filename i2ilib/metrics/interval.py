@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +83,7 @@ def paired(
         raise I2IError("ours and theirs", expected="finite scores", got="NaN or inf", remedy="Leave the frame out.")
     n, mean = len(differences), float(differences.mean())
     if block is not None:
-        if not isinstance(block, int) or not 1 <= block <= n // 2:
+        if not isinstance(block, Integral) or not 1 <= block <= n // 2:
             raise I2IError("block", expected=f"a whole number, 1 to half of the {n} pairs", got=block)
         drawn = _drawn_means(differences, block, np.random.default_rng(seed)) - mean
         blocks, tails = n / block, np.array([(1 - confidence) / 2, (1 + confidence) / 2])
@@ -93,8 +94,11 @@ def paired(
 
 
 def clip_block(frames: int) -> int | None:
-    """How many neighbouring frames of a clip to draw together: a sixth; None, for Student's, below two dozen."""
-    return frames // 6 if frames >= 24 else None
+    """How many neighbouring frames of a clip to draw together: a sixth; None, for Student's, below a dozen.
+
+    With few frames either interval is too narrow where neighbours resemble each other.
+    """
+    return frames // 6 if frames >= 12 else None
 
 
 def _drawn_means(differences: np.ndarray, block: int, rng: np.random.Generator) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch.nn import functional
@@ -169,7 +170,7 @@ def unknown_band(target: torch.Tensor, radius: int = BAND) -> torch.Tensor:
         >>> unknown_band(torch.tensor([[0, 0, 0.5, 1, 1, 1]]), radius=1).int().tolist()
         [[0, 1, 1, 1, 0, 0]]
     """
-    if not isinstance(radius, int) or radius < 0:
+    if not isinstance(radius, Integral) or radius < 0:
         raise I2IError("radius", expected="a whole number, 0 or more", got=radius)
     target, _ = check_pair(target, target, value_range=1.0)
     partly = as_batch((target > 0) & (target < 1)).float()

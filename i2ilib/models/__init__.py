@@ -124,7 +124,7 @@ def open_network(path: str | os.PathLike) -> nn.Module:
         I2IError: If the file is missing.
         IntegrityError: If it holds something else.
     """
-    return load_published(path) if Path(path).suffix == ".pth" else load(path)[0]
+    return load_published(path) if Path(path).suffix.lower() == ".pth" else load(path)[0]
 
 
 def pretrained(name: str) -> tuple[nn.Module, dict]:

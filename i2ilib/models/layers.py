@@ -159,7 +159,7 @@ def enlarge(model: Enlarger, frames: Tensor) -> Tensor:
 
     Returns:
         (N, 3, s h, s w) sRGB codes in [0, 1], on the device of ``frames``; s is ``scale``, times ``downsample`` where
-        set, and sizes are rounded.
+        set, and sizes are rounded down.
 
     Example:
         >>> enlarge(model, torch.rand(2, 3, 90, 161)).shape  # doctest: +SKIP
@@ -170,4 +170,4 @@ def enlarge(model: Enlarger, frames: Tensor) -> Tensor:
     like = next(model.parameters())
     padded = nn.functional.pad(frames * 2 - 1, (0, -width % 8, 0, -height % 8), mode="replicate")
     made = torch.cat([model(frame[None].to(like)).to(frames) for frame in padded])
-    return ((made + 1) / 2)[..., : round(height * factor), : round(width * factor)]
+    return ((made + 1) / 2)[..., : int(height * factor), : int(width * factor)]

@@ -288,7 +288,7 @@ def run_plan(runner: Runner | None, plan: ClipPlan, *, progress: bool = True) ->
     for files in zip(*plan.results.values(), strict=True):
         discard_parts(*files)
     if clip.times:
-        _write_times(plan.job.out / "timecodes.txt", clip.times)
+        write_times(plan.job.out / "timecodes.txt", clip.times)
 
     def write(name: str, frame: Frame, alpha: torch.Tensor) -> None:
         files = plan.results[name]
@@ -338,7 +338,7 @@ def _of_alpha(frame: Frame, options: MatteOptions) -> tuple[str, ...]:
     return ("its alpha channel is not used (--input-alpha unpremultiply divides colours by it)",)
 
 
-def _write_times(path: Path, times: tuple[float, ...]) -> None:
+def write_times(path: Path, times: tuple[float, ...]) -> None:
     """Times of a video's frames as mkvmerge and its like take them: milliseconds, a line each."""
     with atomic_path(path) as temporary:
         lines = ["# timestamp format v2", *(f"{1000 * time:.6f}" for time in times)]

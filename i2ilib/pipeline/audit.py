@@ -12,7 +12,7 @@ from ..errors import FrameError
 from ..frames import Clip, read_image
 from ..frames.coding import RANGES, Coding, coding
 from ..frames.joining import Content, contents, timing
-from ..frames.video import Index, _decoded, scan
+from ..frames.video import Index, decoded_frames, scan
 
 
 class Check(NamedTuple):
@@ -46,7 +46,7 @@ def audit_video(
     source, out = Path(source), Path(out)
     indices, codings = [scan(p) for p in (source, out)], [coding(p) for p in (source, out)]
     lost: list[str] = []
-    decoded = sum(1 for _ in _decoded(out, lost=lost))
+    decoded = sum(1 for _ in decoded_frames(out, lost=lost))
     wanted = indices[0].count
     lines = [
         Check("frames", decoded == wanted and not lost, f"{decoded} of {wanted}" + (f"; {lost[0]}" if lost else "")),
@@ -87,8 +87,8 @@ def _times(indices: list[Index], codings: list[Coding]) -> list[Check]:
     seconds = [[float((stamp - t.stamps[0]) * t.unit) for stamp in t.stamps] for t in found]
     apart = max((abs(a - b) for a, b in zip(*seconds, strict=False)), default=0.0)
     ends = [s[-1] + float(t.last * t.unit) for s, t in zip(seconds, found, strict=True)]
-    gaps = {round(b - a, 9) for a, b in itertools.pairwise(found[0].stamps)}
-    kind = "constant" if len(gaps) <= 1 else "variable"
+    gaps = [b - a for a, b in itertools.pairwise(found[0].stamps)]
+    kind = "constant" if not gaps or max(gaps) - min(gaps) <= 1 else "variable"  # clocks round by a step
     told = f"{kind}; at most {1e3 * apart:.3f} ms apart, with a clock of {1e3 * tick:.3f} ms"
     if indices[0].stamps is None:
         told = "the source does not tell them: equal steps"
@@ -118,7 +118,8 @@ def _pictures(one: Coding, other: Coding, *, deinterlaced: bool) -> list[Check]:
     turned = "upright, without a display matrix" if other.orientation == 1 else f"orientation {other.orientation}"
     lines += [Check("rotation", other.orientation == 1, turned + ("" if one.orientation == 1 else "; was turned"))]
     if one.interlaced or deinterlaced:
-        lines += [Check("interlacing", not other.interlaced, "fields were woven apart" if deinterlaced else "refused")]
+        told = "deinterlaced" if deinterlaced else "the source is interlaced"
+        lines += [Check("interlacing", not other.interlaced, told + ("; so is the result" if other.interlaced else ""))]
     if lost := sorted(set(one.metadata) - set(other.metadata)):
         lines += [Check("metadata of pictures", False, "not kept: " + ", ".join(lost))]
     if rgb:

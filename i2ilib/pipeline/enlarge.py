@@ -164,7 +164,7 @@ class _Steady(nn.Module):
 
     Convolutions by oneDNN: PyTorch takes it for more than 20480 numbers only, and for fewer a kernel that rounds
     differently by size. Channels last: there one pixel of a bilinear enlargement is computed as any other is, while
-    rows of planes have ends that are computed apart. Channels last are faster, too.
+    rows of planes have ends that are computed apart.
     """
 
     def __init__(self, core: nn.Module):

@@ -29,7 +29,7 @@ from ..frames.coding import NOT_GAMMA, WRITTEN, Coding, Target, coding, encoding
 from ..frames.joining import Part, join, timing
 from ..frames.values import srgb_codes
 from ..runtime import discard_parts, write_json
-from . import _write_times
+from . import write_times
 from .ahead import ahead
 from .audit import Check, audit_pictures, audit_video
 from .enlarge import Network, enlarge_all
@@ -69,7 +69,7 @@ class UpscaleReport:
     """What became of a clip."""
 
     out: str
-    size: tuple[int, int]  # height and width of the result, pixels
+    size: tuple[int, int] | None  # of a video: height and width of the result, pixels
     frames: int  # of the source
     written: int = 0
     kept: int = 0  # of an earlier run
@@ -187,7 +187,7 @@ def _to_video(
     report.compare = str(other) if other else None
     files = [out, other] if other else [out]
     there = [file for file in files if file.exists()]
-    if there and not overwrite and not work.exists():
+    if there and not overwrite and not (work / "job.json").is_file():
         if not audit or out not in there:
             remedy = "Choose another name, or overwrite it."
             raise I2IError(str(there[0]), expected="a new name", got="a file that is there", remedy=remedy)
@@ -200,11 +200,20 @@ def _to_video(
         discard_parts(*files)
         for i, file in enumerate(files):
             report.notes += [n for n in join(file, parts[i], times, targets[i], clip.path) if n not in report.notes]
-        shutil.rmtree(work)
+        _clear(work)
     report.seconds = time.perf_counter() - began
     if audit:
         report.checks = audit_video(clip.path, out, network.size(*clip.index.size), deinterlaced=options.deinterlace)
     return report
+
+
+def _clear(work: Path) -> None:
+    """Remove what the job wrote, and its folder unless something of someone else's lies there."""
+    shutil.rmtree(work / "segments")
+    for name in ("job.json", "frames.jsonl"):
+        (work / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 def _guessed(height: int, width: int) -> str:
@@ -376,8 +385,8 @@ def _to_pictures(
     if out.suffix.lower() in IMAGE_SUFFIXES or (clip.files and out.resolve() == clip.path.resolve()):
         got = "the source" if out.exists() and out.resolve() == clip.path.resolve() else "a name of a picture"
         raise I2IError(str(out), expected="a folder for pictures", got=got)
-    for name, value in {"compare": options.compare, "crf": options.crf}.items():
-        if value is not None:
+    for name in ("compare", "crf", "codec", "batch"):
+        if getattr(options, name) != getattr(UpscaleOptions, name):
             raise I2IError(name, expected="a video as result", got="a folder", remedy="Name a video.")
     if clip.index is not None:
         how = coding(clip.path)
@@ -387,12 +396,12 @@ def _to_pictures(
     job = open_job(out, about | network.identity, results="*", overwrite=overwrite)
     sources = {name: job.source(clip.source(name)) for name in clip.names}
     kept = {name for name in clip.names if job.keeps(sources[name], files[name])}
-    report = UpscaleReport(str(out), (0, 0), len(clip), kept=len(kept))
+    report = UpscaleReport(str(out), None, len(clip), kept=len(kept))
     report.notes += [f"passed over, as no picture: {name}" for name in clip.passed_over]
     job.claim()
     discard_parts(*(file for (file,) in files.values()))
     if clip.times:
-        _write_times(out / "timecodes.txt", clip.times)
+        write_times(out / "timecodes.txt", clip.times)
     wanted = [place for place, name in enumerate(clip.names) if name not in kept]
     how_tiled = {"tile": options.tile, "memory_gib": options.memory_gib}
     bar = tqdm(total=len(clip), initial=len(kept), desc="upscale", unit="frame", disable=not progress)
@@ -448,12 +457,9 @@ def _write(path: Path, frame: Frame, large: torch.Tensor, network: Network, repo
     pixels = colour.srgb_to_linear(large) if linear else large
     if frame.colour == "linear" and bool((frame.rgb > 1).any()):
         _note(report, f"brighter than white became white: {frame.name}")
-    if frame.alpha is not None and path.suffix in (".jpg", ".jpeg"):
-        _note(report, f"its alpha channel is not kept: {frame.name}")
-    elif frame.alpha is not None:
+    if frame.alpha is not None:
         alpha = F.interpolate(frame.alpha, large.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
         pixels = torch.cat([pixels, alpha], 1)
-    report.size = tuple(large.shape[-2:])
     origin = tuple(int(side * network.factor) for side in frame.origin)
     bits = 8 if frame.depth.startswith("8 bits") else 16
     write_image(path, pixels, bits=bits, origin=origin, aspect=frame.aspect)

@@ -167,11 +167,11 @@ def training(
     parts = np.atleast_1d(figure.subfigures(rows, 1, height_ratios=(2.6, 1.25)[:rows]))
     losses, game, scores = parts[0].subplots(1, 3)
     n = len(steps["l1"])
-    _curve(losses, steps["l1"], PALETTE[0])
+    curve(losses, steps["l1"], PALETTE[0])
     losses.set(title="L1 to the true matte", xlabel="step", ylabel="in [−1, 1], log", yscale="log", xlim=(0, n))
     if "discriminator" in steps:
         for name, colour in (("adversarial", PALETTE[2]), ("discriminator", PALETTE[1])):
-            _curve(game, steps[name], colour, name)
+            curve(game, steps[name], colour, name)
         game.axhline(math.log(2), color=PALETTE[5], lw=1, ls="--", label="ln 2: undecided")
         game.legend(loc="upper left", ncols=2, fontsize=8, handlelength=1.2, columnspacing=0.9, borderaxespad=0.1)
     game.set(title="The game", xlabel="step", ylabel="cross-entropy", xlim=(0, n))
@@ -198,7 +198,7 @@ def training(
     return figure
 
 
-def _curve(ax: plt.Axes, values: list[float], colour: str, label: str | None = None) -> None:
+def curve(ax: plt.Axes, values: list[float], colour: str, label: str | None = None) -> None:
     """A noisy series: every value faint, and its running mean."""
     series = np.asarray(values, dtype=float)
     window = max(1, len(series) // 40)

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import I2IError
 from ..quant import graph as g
 from ..quant.fixed_point import Kind, to_integers
-from . import GRID, INK, PALETTE, SIGNED_MAP, WIDTH, _curve, show
+from . import GRID, INK, PALETTE, SIGNED_MAP, WIDTH, curve, show
 
 if TYPE_CHECKING:
     from ..deploy.staircase import Step
@@ -429,7 +429,7 @@ def qat_figure(
     panels = 3 if thresholds else 1
     figure, axes = plt.subplots(1, panels, figsize=(WIDTH if thresholds else 0.62 * WIDTH, 2.9), squeeze=False)
     axes = axes[0]
-    _curve(axes[0], list(losses), BLUE)
+    curve(axes[0], list(losses), BLUE)
     axes[0].set(title="Loss", ylabel="loss, log", yscale="log")
     if thresholds:
         _walk(axes[1:], thresholds, len(losses), highlight)

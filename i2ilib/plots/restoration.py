@@ -8,7 +8,7 @@ import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from . import PALETTE, WIDTH, _curve, show
+from . import PALETTE, WIDTH, curve, show
 
 _APART = ("discriminator", "adversarial", "wait", "seconds")  # no losses against the true frame
 _LABELS = {"vmaf_neg": "VMAF NEG", "psnr_db": "PSNR, dB", "ssim": "SSIM"}
@@ -35,12 +35,12 @@ def restoration(
     for (name, values), colour in zip(
         ((name, values) for name, values in steps.items() if name not in _APART), PALETTE, strict=False
     ):
-        _curve(losses, values, colour, name)
+        curve(losses, values, colour, name)
     losses.set(title="Against the true frame", xlabel="step", ylabel="loss", xlim=(0, n), ylim=(0, None))
     losses.legend(loc="upper right")
     if "discriminator" in steps:
         for name, colour in (("adversarial", PALETTE[2]), ("discriminator", PALETTE[1])):
-            _curve(game, steps[name], colour, name)
+            curve(game, steps[name], colour, name)
         game.axhline(np.log(2), color=PALETTE[5], lw=1, ls="--", label="ln 2: undecided")
         game.legend(loc="upper left", fontsize=8)
     game.set(title="The game", xlabel="step", ylabel="cross-entropy", xlim=(0, n))

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .. import metrics, models, runtime
+from .. import metrics, runtime
 from ..datasets import faults
 from ..errors import FrameError, I2IError
-from ..frames import open_clip, srgb_codes
+from ..frames import names, open_clip, srgb_codes
 from ..models.layers import Enlarger, enlarge
+from . import named_networks
 
 MASKS = {
     f"Lanczos, unsharp {size}×{size}, {amount:g}": (size, amount) for size in (3, 5) for amount in (0.5, 1, 1.5, 2)
@@ -49,13 +50,17 @@ def read_clip(path: str | Path, *, frames: int, first: int = 0, multiple: int = 
     return clips[..., :height, :width]
 
 
-def candidates(low: torch.Tensor, size: tuple[int, int], networks: Mapping[str, Enlarger]) -> dict[str, torch.Tensor]:
-    """Small frames enlarged in every way, in 8-bit codes, (N, 3, H, W) in [0, 1]."""
+def candidates(
+    low: torch.Tensor, size: tuple[int, int], networks: Mapping[str, Enlarger]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Small frames enlarged in every way, one after the other, (N, 3, H, W) in [0, 1]."""
+    yield "bicubic", faults.resize(low, size)
     lanczos = faults.resize(low, size, "lanczos")
-    found = {"bicubic": faults.resize(low, size), "Lanczos": lanczos}
-    found |= {name: faults.sharpen(lanczos, amount, size=window) for name, (window, amount) in MASKS.items()}
-    found |= {name: enlarge(network, low) for name, network in networks.items()}
-    return {name: frames.mul(255).round().div(255) for name, frames in found.items()}
+    yield "Lanczos", lanczos
+    for name, (window, amount) in MASKS.items():
+        yield name, faults.sharpen(lanczos, amount, size=window)
+    for name, network in networks.items():
+        yield name, enlarge(network, low)
 
 
 def judge(
@@ -84,7 +89,11 @@ def judge(
     size = tuple(frames.shape[-2:])
     low = faults.x265(faults.resize(frames, tuple(side // scale for side in size)), crf)
     rows = {}
-    for name, shown in tqdm(candidates(low, size, networks).items(), desc="scores", disable=not progress, leave=False):
+    ways = tqdm(
+        candidates(low, size, networks), "scores", 2 + len(MASKS) + len(networks), disable=not progress, leave=False
+    )
+    for name, shown in ways:
+        shown = shown.mul(255).round().div(255)
         rows[name] = {key: list(one.values) for key, one in metrics.score(shown, frames, SCORES).items()}
     best = max(MASKS, key=lambda name: sum(rows[name][DECIDES]))
     block = metrics.clip_block(len(frames))
@@ -132,24 +141,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     run = runtime.start(0, preset="full")  # nothing of it depends on a preset
-    networks = {name: models.open_network(path) for name, path in map(_named, options.network)}
+    networks = named_networks(options.network)
     found = {}
-    for path in options.clips:
+    for name, path in zip(names.unique(options.clips), options.clips, strict=True):
         frames = read_clip(path, frames=options.frames, first=options.first, multiple=2 * options.scale)
         frames = frames.mul(255).round().div(255)
         settings = {"crf": options.crf, "scale": options.scale, "progress": not options.json}
-        found[path.stem] = judge(frames, networks, **settings)
+        found[name] = judge(frames, networks, **settings)
     if options.record:
         runtime.record("restoration_held_out", run, found)
     with pd.option_context("display.width", 200, "display.precision", 4):
         print(json.dumps(found, indent=2) if options.json else table(found).fillna("").to_string(index=False))
-
-
-def _named(given: str) -> tuple[str, str]:
-    name, _, path = given.partition("=")
-    if not path:
-        raise I2IError("--network", expected="NAME=WEIGHTS", got=repr(given))
-    return name, path
 
 
 if __name__ == "__main__":

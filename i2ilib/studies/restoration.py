@@ -27,23 +27,13 @@ from ..datasets import bvi_dvc, faults, moving
 from ..deploy import Runner, bench, fastest_exact, make_runner, published, status
 from ..errors import I2IError, UnavailableError
 from ..models.layers import Enlarger
+from ..pipeline.enlarge import core_of
 from ..quant import Quantised, quantise, with_positions
+from . import named_networks
 
 FPS = 24  # of the clip of 120 seconds
 VMAF = ("vmaf_v0.6.1", "vmaf_v0.6.1neg")
 TILE = 96  # the thesis's patch, pixels
-
-
-def core_of(network: Enlarger) -> Enlarger:
-    """What an accelerator runs of a network, its blocks folded: the detail that is added to the enlargement."""
-    folded = models.reparametrise(network)
-    core = models.build(_name(folded), **{**vars(folded.config), "residual": False})
-    core.load_state_dict(folded.state_dict())
-    return core.eval()
-
-
-def _name(network: nn.Module) -> str:
-    return next(name for name, kind in models.MODELS.items() if type(network) is kind)
 
 
 def calibration(count: int = 8, *, scale: int = 2) -> torch.Tensor:
@@ -269,10 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     run = runtime.start(0, preset=options.preset)
-    networks = {}
-    for given in options.network:
-        name, _, path = given.partition("=")
-        networks[name] = models.open_network(path)
+    networks = named_networks(options.network)
     crf = bvi_dvc.only_crf(options.pairs) if options.crf is None else options.crf
     result = study(run, bvi_dvc.pairs(options.pairs, crf), networks, progress=not options.json)
     if options.record:

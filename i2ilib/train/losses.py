@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import metrics
+from ..errors import I2IError
 
 _WINDOWS = (17, 9, 5, 3)  # pixels of the Gaussian, of scales 1, 1/2, 1/4 and 1/8
 _NOISE = 2.0  # variance of what the eye adds, squared 8-bit codes
@@ -32,6 +33,9 @@ def vif_limited(pred: Tensor, target: Tensor) -> Tensor:
     Returns:
         A tensor of one number in [0, 1], differentiable; 0 for equal images.
 
+    Raises:
+        I2IError: If a side is shorter.
+
     Source:
         Sheikh and Bovik, Image Information and Visual Quality, IEEE TIP 2006, doi:10.1109/TIP.2005.859378; the limit
         as in Li et al., Toward a Better Quality Metric for the Video Community, 2020 (VMAF NEG).
@@ -41,6 +45,8 @@ def vif_limited(pred: Tensor, target: Tensor) -> Tensor:
         >>> round(vif_limited(image, image).item(), 4)
         0.0
     """
+    if min(pred.shape[-2:]) < 41:
+        raise I2IError("vif_limited", expected="sides of 41 pixels or more", got=tuple(pred.shape[-2:]))
     weights = pred.new_tensor(_LUMA)
     pred, target = (torch.einsum("nchw,c->nhw", x, weights)[:, None] * 255 - 128 for x in (pred, target))
     lost = []

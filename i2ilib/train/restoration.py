@@ -47,7 +47,7 @@ class RestorationConfig:
     scale: int | None = None  # how much larger the result is; that of the data when None
     discriminator_width: int = 64
     learning_rate: float = 1e-4
-    discriminator_rate: float = 1e-4  # a larger one leaves it undecided for good
+    discriminator_rate: float = 1e-4
     beta1: float = 0.9  # of Adam
     perceptual: str = "auto"  # a name in PERCEPTUAL; "auto": lpips_vgg where its trunk is here, else its substitute
     perceptual_weight: float = 1.0
@@ -94,7 +94,7 @@ PRESETS: dict[str, dict[str, object]] = {
 
 
 def restoration_config(preset: str, **fields: object) -> RestorationConfig:
-    """The configuration of a preset: smoke (seconds), quick (an hour on one core), full (the thesis's; a GPU).
+    """The configuration of a preset: smoke (seconds), quick (small enough for a CPU), full (the thesis's; a GPU).
 
     Args:
         preset: "smoke", "quick" or "full".
@@ -182,6 +182,9 @@ class RestorationData:
             taken, by_clip = names, {names[0]: pairs[:-last], "": pairs[-last:]}
             tested = [by_clip[""]]
         else:
+            if both := [name for name in taken if name in held]:
+                remedy = "Name other clips to validate on."
+                raise I2IError("clips", expected="none that validates too", got=", ".join(both), remedy=remedy)
             tested = [by_clip[name] for name in held]
         training = bvi_dvc.CropDataset(
             [pair for name in taken for pair in by_clip[name]],
@@ -292,13 +295,12 @@ class RestorationTask(GanTask):
         network.load_state_dict(self.modules["generator"].state_dict())
         network.eval()
         folded = models.reparametrise(network).to(self.device)
-        generator = torch.Generator().manual_seed(self.options.seed)
         if self.data and self.data.validation:
             low = self.data.validation[0][0][:1]
             low = low[..., : low.shape[2] // 8 * 8, : low.shape[3] // 8 * 8]
             x = colour.to_fixed(low.float().div(255), 1)
         else:
-            x = torch.rand(1, 3, 96, 96, generator=generator) * 2 - 1
+            x = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(self.options.seed)) * 2 - 1
         x = x.to(self.device)
         with torch.no_grad():
             return folded, (folded(x) - network.to(self.device)(x)).abs().max().item()
