@@ -496,8 +496,8 @@ def _compare(options: argparse.Namespace) -> int:
     from .comparison import MATTES, PICTURES, compare
     from .runtime import atomic_path
 
-    names = ",".join(MATTES if options.mattes else PICTURES) if options.metrics is None else options.metrics
-    names = [name.strip() for name in names.split(",")]
+    usual = list(MATTES if options.mattes else PICTURES)
+    names = usual if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
     if options.worst_by and options.worst_by not in names:
         raise I2IError("--worst-by", expected="one of " + ", ".join(names), got=repr(options.worst_by))
     for path in filter(None, (options.csv, options.plot, options.keep and options.keep / "scores.json")):

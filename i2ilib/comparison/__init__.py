@@ -25,7 +25,7 @@ from ..frames import Clip, open_clip
 from ..metrics import Metric, Paired, Score, clip_block, harmonic_mean, metric, paired
 from ..metrics.catalogue import too_small, why_not
 from ..runtime import file_state, versions, write_json
-from .pairs import Pair, SizesDiffer, check_clips, cut_out, looked_at, misalignments, read_pairs
+from .pairs import Pair, SizesDiffer, check_clips, cut_out, misalignments, read_pairs
 
 __all__ = ["MATTES", "PICTURES", "Candidate", "Comparison", "compare"]
 
@@ -107,8 +107,9 @@ class Comparison:
         """Every further candidate against the first, frame by frame: by candidate and metric.
 
         The interval is a bootstrap's over a sixth of the frames at a time, since neighbours depend on each other;
-        Student's below two dozen frames. It is about other frames of this clip, not about other clips. Frames without
-        a score are left out; where one is infinite, as the PSNR of equal frames is, there is no mean to compare.
+        Student's below a dozen frames, which is too narrow for neighbours. It is about other frames of this clip,
+        not about other clips. Frames without a score are left out; where one is infinite, as the PSNR of equal
+        frames is, there is no mean to compare.
         """
         first, *others = self.candidates
         found: dict[str, dict[str, Paired]] = {}
@@ -234,11 +235,12 @@ def compare(
     for path, clip in zip(distorted, clips[1:], strict=True):
         check_clips(clip, clips[0], str(path))
     names = _names([Path(path) for path in distorted])
+    settings = {"metrics": [one.describe() for one in chosen], "mattes": mattes, "check": check, "layer": layer}
+    settings |= {"device": str(device), "versions": versions(*_VERSIONS)}
+    files = [one.settings[key] for one in chosen for key in ("linear", "trunk") if one.settings.get(key)]
+    settings["weights"] = [file_state(file) for file in files]
     candidates = []
     for name, path, clip in zip(names, distorted, clips[1:], strict=True):
-        settings = {"metrics": [one.describe() for one in chosen], "mattes": mattes, "check": check, "layer": layer}
-        settings |= {"device": str(device), "versions": versions(*_VERSIONS)}
-        settings["weights"] = [file_state(one.settings["linear"]) for one in chosen if "linear" in one.settings]
         kept = None if keep is None else Kept(Path(keep), name, settings, (clips[0], clip))
         found = kept.read(chosen) if kept else None
         if found is None:
@@ -265,15 +267,12 @@ def _scored(
         if one.passed_over
     ]
     aligned, prepared = {"alignment": "not checked"}, {}
-    if stored := [
-        one.index.colour if one.index else "pictures" for one in (clip, reference) if clip.index or reference.index
-    ]:
+    if clip.index or reference.index:
+        stored = [one.index.colour if one.index else "pictures" for one in (clip, reference)]
         prepared["stored"] = {", against ".join(dict.fromkeys(stored)): None}
     if check:
-        found = misalignments(clip, reference)
-        aligned["alignment"] = (
-            "; ".join(found) or f"no shift or delay found in {looked_at(len(clip))} of {len(clip)} frames"
-        )
+        found, looked = misalignments(clip, reference)
+        aligned["alignment"] = "; ".join(found) or f"no shift or delay found in {looked} of {len(clip)} frames"
         notes += found
         for note in found if progress else ():
             tqdm.write(f"{name}: {note}", file=sys.stderr)
@@ -355,7 +354,11 @@ def _of_clips(one: Metric, clip: Clip, reference: Clip, failed: dict, about: dic
 
 
 def _rule(frames: int) -> str:
-    return f"bootstrap, blocks of {block} frames" if (block := clip_block(frames)) else "Student"
+    return (
+        f"bootstrap, blocks of {block} frames"
+        if (block := clip_block(frames))
+        else "Student, too narrow for neighbours"
+    )
 
 
 def _lines(candidate: Candidate) -> Iterator[tuple[str, str]]:
@@ -375,8 +378,8 @@ def _worst(candidate: Candidate) -> Iterator[tuple[str, str]]:
 
 def _prepared(candidate: Candidate) -> str:
     """How its frames came to be what was scored."""
-    about = next((score.about for score in candidate.scores.values() if "values" in score.about), {})
-    return "; ".join(f"{key}: {value}" for key, value in about.items())
+    about = max((score.about for score in candidate.scores.values()), key=len, default={})
+    return "; ".join(f"{key}: {value}" for key, value in about.items() if isinstance(value, str))
 
 
 def _opened(path: str | os.PathLike, layer: str | None, mattes: bool) -> Clip:

@@ -14,7 +14,6 @@ from ..frames.names import numbers
 from ..metrics.alignment import found_crop, found_delay, found_shift
 
 _RUN, _RUNS = 16, 6  # frames in a row, and how often, to find a delay
-_NOT_COMPARED = "its alpha is not compared"
 _WAYS = (("up", "down"), ("to the left", "to the right"))
 
 
@@ -90,8 +89,12 @@ def cut_out(clip: Clip, reference: Clip, name: str) -> str:
     return f"The smaller is cut out of the larger, from row {found[0]}, column {found[1]}: crop the larger."
 
 
-def misalignments(clip: Clip, reference: Clip) -> list[str]:
-    """What speaks against comparing these clips as they are: a shift, a delay, other times; one sentence each."""
+def misalignments(clip: Clip, reference: Clip) -> tuple[list[str], int]:
+    """What speaks against comparing these clips as they are: a shift, a delay, other times; one sentence each.
+
+    Returns:
+        The sentences, and in how many frames a delay was looked for.
+    """
     found, looked, clearest = [], {}, (0.0, None)
     windows = _windows(len(reference))
     places = sorted({*itertools.chain(*windows)})
@@ -116,7 +119,7 @@ def misalignments(clip: Clip, reference: Clip) -> list[str]:
             names = f"{clip.files[place].name} beside {reference.files[place].name}"
             found.append(f"its frame numbers part from the reference's at {names}: is a frame missing?")
     times = [one.times for one in (clip, reference)]
-    unstated = [one.index is not None and one.index.colour.startswith("matrix not") for one in (clip, reference)]
+    unstated = [one.index is not None and not one.index.matrix_stated for one in (clip, reference)]
     if unstated.count(True) == 1:
         which = "its" if unstated[0] else "the reference's"
         found.append(f"{which} matrix is not stated: read as BT.601, by VMAF as what the other one has")
@@ -126,12 +129,7 @@ def misalignments(clip: Clip, reference: Clip) -> list[str]:
             found.append(
                 f"its frames are shown at other times, up to {apart:.2f} s apart; compared in order all the same"
             )
-    return found
-
-
-def looked_at(frames: int) -> int:
-    """Of how many frames of a clip :func:`misalignments` looks."""
-    return len({*itertools.chain(*_windows(frames))})
+    return found, len({*itertools.chain(*whole)})
 
 
 def _windows(frames: int) -> list[range]:
@@ -178,8 +176,8 @@ def _pair(pred: Frame, target: Frame, mattes: bool) -> Pair:
             about["values"] = f"sRGB codes; {which} converted from linear light"
         if frame.rgb.max() > 1:
             notes.append(f"{which}: what is brighter than white is compared as white")
-        if frame.alpha is not None and not bool((frame.alpha == 1).all()):
-            notes.append(f"{which}: {_NOT_COMPARED}")
-    if pred.colour != target.colour and any(note.endswith(_NOT_COMPARED) for note in notes):
+    covered = [frame.alpha is not None and not bool((frame.alpha == 1).all()) for frame in frames.values()]
+    notes += [f"{which}: its alpha is not compared" for which, some in zip(frames, covered, strict=True) if some]
+    if pred.colour != target.colour and any(covered):
         notes.append("one is linear, with colours multiplied by alpha as OpenEXR has them, the other not")
     return Pair(*images, about, tuple(notes))

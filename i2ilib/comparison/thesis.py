@@ -84,7 +84,7 @@ def thesis_tables(
     return tables
 
 
-def _means(scores: Mapping[str, Mapping[str, Score]], columns: Mapping[str, tuple[str, str]]) -> pd.DataFrame:
+def _means(scores: Mapping[str, Mapping[str, Score]], columns: Mapping[str, tuple[str, str | None]]) -> pd.DataFrame:
     ours = {name: {head: str(found[ours]) for head, (ours, _) in columns.items()} for name, found in scores.items()}
     theirs = {
         name: {

@@ -59,6 +59,7 @@ class Index:
         size: Height and width of the first frame as shown, pixels.
         orientation: EXIF's tag for how the first frame is turned to be shown, and all others with it.
         colour: Matrix and range, "BT.709, limited range"; "RGB"; "matrix not stated, limited range".
+        matrix_stated: Whether the video says which matrix makes RGB of it; true of RGB.
         stamps: The stream's own time stamp of each frame; None where they do not tell frames apart.
         keys: Time stamps at which decoding can begin.
     """
@@ -69,6 +70,7 @@ class Index:
     size: tuple[int, int]
     orientation: int
     colour: str
+    matrix_stated: bool
     stamps: tuple[int, ...] | None
     keys: tuple[int, ...]
 
@@ -113,6 +115,7 @@ def scan(path: str | os.PathLike) -> Index:
         size=upright(np.empty((first.height, first.width, 0)), orientation).shape[:2],
         orientation=orientation,
         colour=_colour(first),
+        matrix_stated=first.format.is_rgb or first.format.has_palette or int(first.colorspace) != 2,
         stamps=tuple(stamps) if increasing else None,
         keys=tuple(sorted({*keys} & {*stamps})) if increasing and seekable else (),
     )

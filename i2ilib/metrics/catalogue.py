@@ -16,6 +16,7 @@ from ..runtime import fetched
 from ._pair import NoScore
 
 _METRICS: dict[str, Metric] = {}
+_TOO_FEW = "needs two frames or more"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +118,8 @@ def metric(name: str | Metric) -> Metric:
         I2IError: If there is none; lists those that there are.
 
     Example:
-        >>> metric("sad").with_settings(mask=torch.ones(1, 1, dtype=torch.bool)).name
-        'sad'
+        >>> metric("mse").with_settings(scale=255.0).settings["scale"]
+        255.0
     """
     if isinstance(name, Metric):
         return name
@@ -230,11 +231,8 @@ def score(
     for chosen in map(metric, names):
         if target is None and chosen.takes != "picture":
             raise I2IError("target", expected=f"images that {chosen.label} compares with", got=None)
-        values, mendable, reason = (
-            (),
-            False,
-            too_small(chosen, pred) or (_TOO_FEW if chosen.takes_pairs and len(pred) < 2 else ""),
-        )
+        values, mendable = (), False
+        reason = too_small(chosen, pred) or (_TOO_FEW if chosen.takes_pairs and len(pred) < 2 else "")
         try:
             values = () if reason else _values(chosen, pred, target)
         except (UnavailableError, IntegrityError) as error:
@@ -243,9 +241,6 @@ def score(
             reason = str(error)
         found[chosen.name] = Score(chosen, values, about or {}, reason, mendable)
     return found
-
-
-_TOO_FEW = "needs two frames or more"
 
 
 def _values(chosen: Metric, pred: torch.Tensor, target: torch.Tensor | None) -> tuple[float, ...]:

@@ -221,7 +221,7 @@ for _model, _label in (
         Metric(
             name=_model,
             label=_label,
-            variant="Y'CbCr as videos have it, RGB by BT.709; limited range, 4:2:0, 8 bits where all is, else 10",
+            variant="Y'CbCr as videos have it, RGB by BT.709; limited range, 4:2:0, 8 bits if both have 8, else 10",
             higher_is_better=True,
             score_range=(0, 100),
             source="libvmaf, through ffmpeg; github.com/Netflix/vmaf",
