@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from i2ilib import I2IError
-from i2ilib.quant import calibration, nndct, ptq, quantise, tail_aware, with_positions
+from i2ilib.quant import calibration, nndct, output_aware, ptq, quantise, tail_aware, with_positions
 from i2ilib.quant.qat import Trainable
 
 X = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -114,12 +114,13 @@ def jobs(folder):
     return {
         "quantise": lambda data: quantise(NET, data).fix_positions,
         "tail_aware": lambda data: tail_aware(plain, data).fix_positions,
+        "output_aware": lambda data: output_aware(plain, data).fix_positions,
         "Trainable": lambda data: Trainable(NET, data).fix_positions,
         "nndct": lambda data: nndct.prepare(NET, data, X[:1], folder=folder).name,
     }
 
 
-@pytest.mark.parametrize("entry", ["quantise", "tail_aware", "Trainable", "nndct"])
+@pytest.mark.parametrize("entry", ["quantise", "tail_aware", "output_aware", "Trainable", "nndct"])
 def test_every_entry_takes_them_and_refuses_alike(entry, tmp_path):
     call = jobs(tmp_path / "job")[entry]
     found = call(DataLoader(TensorDataset(X, LABELS), batch_size=2))
@@ -155,6 +156,24 @@ def test_tail_aware_holds_one_batch_and_finds_what_all_at_once_give(monkeypatch)
     assert sizes == [5, 5, 5, 5, 4]
     assert aware.fix_positions == quantised.fix_positions | {name: min(errors, key=errors.get)}
     assert aware.fix_positions[name] > quantised.fix_positions[name]
+    assert torch.equal(aware.integer(x), aware.fake(x))
+
+
+def test_output_aware_gives_a_weight_back_what_calibration_cut_off():
+    """Its few large values are what the output is made of, and its own least squared error drops them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 3, padding=1))
+    with torch.no_grad():
+        net[0].weight[0, 0, 1, 1] = 1.6 * float(net[0].weight.abs().max())
+        net[2].weight[:, 1:] *= 0.05
+    x = torch.rand(8, 3, 16, 16) * 2 - 1
+    plain = quantise(net, x)
+    aware = output_aware(plain, x.split(4))
+    with torch.no_grad():
+        before, after = (float((q.integer(x) - net(x)).square().mean()) for q in (plain, aware))
+    assert after < 0.9 * before
+    assert {abs(aware.fix_positions[name] - fp) for name, fp in plain.fix_positions.items()} == {0, 1}
+    assert ptq.within_limits(aware.folded, aware.fix_positions) == aware.fix_positions
     assert torch.equal(aware.integer(x), aware.fake(x))
 
 

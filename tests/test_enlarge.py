@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from i2ilib import I2IError, IntegrityError, models
-from i2ilib.deploy import make_runner
+from i2ilib.deploy import fastest_exact, make_runner
 from i2ilib.models import Generator, SRUNet, UNet
 from i2ilib.pipeline.enlarge import Network, enlarge, enlarge_all, open_network, reach, tiles
 from i2ilib.runtime import this_machine
@@ -160,6 +160,31 @@ def test_int8_in_tiles(networks):
         assert torch.equal(enlarge(network, x, tile=2 * network.reach + 8), whole)
     with open_network(net) as network:
         assert 0 < float((enlarge(network, x) - whole).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_an_engine_takes_frames_of_every_size(networks, backend):
+    """One compiled network has one size; a folder of pictures has many."""
+    ours, net = networks["2x"]
+    pytest.importorskip(backend)
+    with open_network(net, backend=backend) as network:
+        for size in ((24, 40), (17, 9), (24, 40)):
+            x = torch.rand(2, 3, *size)
+            found = [frame for _, frame in enlarge_all(network, [(0, x[:1]), (1, x[1:])], batch=2)]
+            want = torch.cat([enlarge(ours, frame[None]) for frame in x])
+            torch.testing.assert_close(torch.cat(found), want, rtol=0, atol=1e-4)
+        assert network.runner.describe()["precision"] == "float32"
+
+
+def test_an_engine_gives_the_exact_integers_in_tiles_and_batches(networks):
+    pytest.importorskip("openvino")
+    _, net = networks["2x"]
+    batches = [torch.rand(1, 3, 48, 48) * 2 - 1]
+    x = torch.rand(1, 3, 90, 110)
+    with open_network(net, backend="exact", calibration=lambda: batches) as network:
+        whole, tile = enlarge(network, x), 2 * network.reach + 8
+    with open_network(net, backend=fastest_exact()[0], calibration=lambda: batches) as network:
+        assert torch.equal(enlarge(network, x), whole) and torch.equal(enlarge(network, x, tile=tile), whole)
 
 
 # --- reach ----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from i2ilib.errors import I2IError, IntegrityError
 from i2ilib.models import Discriminator, Generator, SRUNet, UNet, load_published, reparametrise
 from i2ilib.models.analysis import count_macs, count_parameters, layer_table, receptive_field
 from i2ilib.models.layers import Block, Enlarger, enlarge
+from i2ilib.quant import inspect
 
 SMALL = {
     "pix2pix": {"width": 4, "levels": 5},
@@ -367,6 +368,32 @@ def test_unet_is_the_classic_width():
 def test_enlargers_refuse_impossible_configurations(kind, fields):
     with pytest.raises(I2IError, match=next(iter(fields))):
         kind(**fields)
+
+
+@pytest.mark.parametrize("kind", ["SRUNet", "UNet"])
+def test_a_transposed_convolution_is_bilinear_but_for_the_border(kind):
+    """And it holds in int8: every weight is a whole number of sixteenths."""
+    torch.manual_seed(0)
+    net = {"SRUNet": models.SRUNet(n_filters=4, layer_multiplier=0.5), "UNet": models.UNet(filters=(2, 3, 4, 4))}[kind]
+    other = models.with_doubling(net.eval(), "transposed")
+    x, edge = torch.rand(1, 3, 256, 256) * 2 - 1, 120 * net.config.scale
+    with torch.no_grad():
+        apart = (net(x) - other(x)).abs()
+    assert float(apart[..., edge:-edge, edge:-edge].max()) < 1e-6 < float(apart.max())
+    assert all(torch.equal(up.weight * 16, (up.weight * 16).round()) for up in (other.upsample1, other.upsample3))
+    assert inspect(models.reparametrise(other), example=x[..., :64, :64]).cpu[0].operator == "upsample_bicubic2d"
+    back = models.with_doubling(models.with_doubling(other, "nearest"), "bilinear")
+    assert {*back.state_dict()} == {*net.state_dict()}
+    with torch.no_grad():
+        assert torch.equal(back(x), net(x))
+        folded = models.reparametrise(other)
+        torch.testing.assert_close(folded(x[..., :64, :64]), other(x[..., :64, :64]), rtol=0, atol=1e-5)
+
+
+def test_an_unknown_way_of_doubling():
+    for make in (models.SRUNet, models.UNet):
+        with pytest.raises(I2IError, match="upsample: expected 'bilinear' or"):
+            make(upsample="lanczos")
 
 
 def test_enlargers_refuse_shapes_that_do_not_fit():

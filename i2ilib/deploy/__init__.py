@@ -16,7 +16,18 @@ from .bench import bench
 from .probe import SATURATES
 from .runner import Runner, verify
 
-__all__ = ["BACKENDS", "Runner", "backends", "bench", "fastest_exact", "make_runner", "open_runner", "status", "verify"]
+__all__ = [
+    "BACKENDS",
+    "Runner",
+    "backends",
+    "bench",
+    "check_backend",
+    "fastest_exact",
+    "make_runner",
+    "open_runner",
+    "status",
+    "verify",
+]
 
 # backend: (libraries, devices and abilities that it needs, what it is)
 BACKENDS = {
@@ -131,6 +142,16 @@ def fastest_exact() -> tuple[str, str]:
     return next((name, why) for name, why in EXACT.items() if status(name))
 
 
+def check_backend(backend: str) -> None:
+    """Refuse a backend that is unknown or cannot run here, with the reason.
+
+    Raises:
+        I2IError: If it is one.
+    """
+    if not (there := status(backend)):
+        raise I2IError(f"backend {backend}", expected="what it needs", got=there.reason)
+
+
 def make_runner(
     backend: str,
     model: nn.Module,
@@ -151,8 +172,7 @@ def make_runner(
     Raises:
         I2IError: If the backend is unknown or cannot run here, or what it needs is not given.
     """
-    if not (there := status(backend)):
-        raise I2IError(f"backend {backend}", expected="what it needs", got=there.reason)
+    check_backend(backend)
     if backend in INTEGER and quantised is None:
         raise I2IError(f"backend {backend}", expected="a quantised network", got="none")
     target, _, precision = backend.partition("-")

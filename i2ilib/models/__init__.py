@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import I2IError, IntegrityError
 from ..runtime import WEIGHTS, read_tensors, write_tensors
 from .codec_avatar import Avatar, CodecAvatarConfig, CodecAvatarDecoder
+from .layers import with_doubling
 from .pix2pix import Discriminator, DiscriminatorConfig, Generator, GeneratorConfig
 from .srunet import SRUNet, SRUNetConfig, load_published, reparametrise
 from .unet import UNet, UNetConfig
@@ -36,6 +37,7 @@ __all__ = [
     "pretrained",
     "reparametrise",
     "save",
+    "with_doubling",
 ]
 
 MODELS: dict[str, type[nn.Module]] = {

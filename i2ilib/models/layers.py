@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import I2IError
 
 C = TypeVar("C")
+E = TypeVar("E", bound="Enlarger")
 
 
 def configure(kind: type[C], config: C | None, fields: dict[str, object]) -> C:
@@ -36,6 +37,12 @@ def check_at_least(owner: str, lowest: dict[str, tuple[object, int]]) -> None:
     for name, (value, least) in lowest.items():
         if not isinstance(value, int) or value < least:
             raise I2IError(f"{owner}.{name}", expected=f"a whole number, {least} or more", got=value)
+
+
+def check_doubling(owner: str, kind: str) -> None:
+    """Refuse an unknown way of doubling."""
+    if kind not in DOUBLING:
+        raise I2IError(f"{owner}.upsample", expected=" or ".join(map(repr, DOUBLING)), got=repr(kind))
 
 
 def check_input(x: Tensor, *, channels: int, multiple: int, model: str) -> None:
@@ -114,6 +121,31 @@ def stage(ci: int, co: int, blocks: int, *, adapters: str) -> nn.Sequential:
     )
 
 
+DOUBLING = ("bilinear", "nearest", "transposed")
+"""How a map is doubled on the way up: each equals the first away from its border, or comes close to it."""
+
+
+def doubling(kind: str, channels: int) -> nn.Module:
+    """A module that doubles height and width.
+
+    "transposed" is a transposed convolution that begins as bilinear interpolation, whose weights (9, 3, 3 and 1
+    sixteenths) an int8 holds exactly: it runs where only convolutions do. At the border it sees zeros, where
+    interpolation repeats the edge.
+
+    Args:
+        kind: In :data:`DOUBLING`.
+        channels: Of the map.
+    """
+    if kind != "transposed":
+        options = {"align_corners": False} if kind == "bilinear" else {}
+        return nn.Upsample(scale_factor=2, mode=kind, **options)
+    module = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False)
+    taps = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    with torch.no_grad():
+        module.weight.copy_(torch.eye(channels)[:, :, None, None] * torch.outer(taps, taps))
+    return module
+
+
 class Enlarger(nn.Module):
     """The frame that SRUNet and UNet share: a device part, then a host part.
 
@@ -147,6 +179,28 @@ class Enlarger(nn.Module):
         """Add the detail to the bicubic enlargement of ``x`` and clamp to [-1, 1]: the host's part."""
         size = {"scale_factor": float(self.config.scale), "mode": "bicubic", "align_corners": False}
         return torch.clamp(detail + nn.functional.interpolate(x, **size), -1.0, 1.0)
+
+
+def with_doubling(model: E, kind: str) -> E:
+    """The network with another way of doubling its maps, all weights kept; ``model`` stays as it is.
+
+    Args:
+        model: An SRUNet or UNet.
+        kind: In :data:`DOUBLING`. A transposed convolution begins as bilinear interpolation, whatever was before.
+
+    Raises:
+        I2IError: If ``kind`` is none of them.
+
+    Example:
+        >>> with_doubling(net, "nearest").config.upsample  # doctest: +SKIP
+        'nearest'
+    """
+    like = next(model.parameters())
+    config = dataclasses.replace(model.config, upsample=kind)
+    other = type(model)(config).train(model.training).to(like)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("upsample")}
+    other.load_state_dict(other.state_dict() | state)
+    return other
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import I2IError, IntegrityError
-from .layers import Block, Enlarger, check_at_least, configure, stage
+from .layers import Block, Enlarger, check_at_least, check_doubling, configure, doubling, stage
 
 M = TypeVar("M", bound=Enlarger)
 
@@ -32,8 +32,10 @@ class SRUNetConfig:
     downsample: float | None = None  # bicubic factor after the enlargement: 0.75 makes 2x into 1.5x
     residual: bool = True  # add the bicubic enlargement and clamp (on the host); False: the core alone
     folded: bool = False  # adapters folded into their convolutions, see reparametrise
+    upsample: str = "bilinear"  # how maps are doubled: in layers.DOUBLING
 
     def __post_init__(self):
+        check_doubling("SRUNetConfig", self.upsample)
         check_at_least("SRUNetConfig", {"n_filters": (self.n_filters, 2), "scale": (self.scale, 1)})
         if self.n_filters % 2:
             raise I2IError("SRUNetConfig.n_filters", expected="an even number", got=self.n_filters)
@@ -73,7 +75,7 @@ class SRUNet(Enlarger):
         self.dconv_up1 = stage(full + half, half, n3, adapters=adapters)
         for level in (1, 2, 3):
             self.add_module(f"pool{level}", nn.MaxPool2d(2))
-            self.add_module(f"upsample{level}", nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.add_module(f"upsample{level}", doubling(config.upsample, full))
         if not config.folded:
             self.to_rgb = nn.Conv2d(half, 3, 1)  # in the published files, never used
         self.conv_last = nn.Conv2d(half, 3 * config.scale**2, 1)
@@ -119,7 +121,7 @@ def reparametrise(model: M) -> M:
     for name, module in model.named_modules():
         if isinstance(module, Block):
             state |= {f"{name}.{key}": value for key, value in module.folded().state_dict().items()}
-    state |= {key: value for key, value in model.state_dict().items() if key.startswith("conv_last.")}
+    state |= {key: value for key, value in model.state_dict().items() if key.startswith(("conv_last.", "upsample"))}
     folded.load_state_dict(state)
     return folded
 

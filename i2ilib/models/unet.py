@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import I2IError
-from .layers import Enlarger, check_at_least, configure, stage
+from .layers import Enlarger, check_at_least, check_doubling, configure, doubling, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +19,10 @@ class UNetConfig:
     scale: int = 4  # of the PixelShuffle: 96x96 to 384x384
     residual: bool = True  # add the bicubic enlargement and clamp (on the host); False: the core alone
     folded: bool = False  # adapters folded into their convolutions, see reparametrise
+    upsample: str = "bilinear"  # how maps are doubled: in layers.DOUBLING
 
     def __post_init__(self):
+        check_doubling("UNetConfig", self.upsample)
         object.__setattr__(self, "filters", tuple(self.filters))  # JSON knows lists only
         if len(self.filters) != 4:
             raise I2IError("UNetConfig.filters", expected="four stages", got=self.filters)
@@ -58,9 +60,9 @@ class UNet(Enlarger):
         self.up3 = stage(f4 + f3, f3, 2, adapters=adapters)
         self.up2 = stage(f3 + f2, f2, 2, adapters=adapters)
         self.up1 = stage(f2 + f1, f1, 2, adapters=adapters)
-        for level in (1, 2, 3):
+        for level, width in enumerate((f2, f3, f4), start=1):
             self.add_module(f"pool{level}", nn.MaxPool2d(2))
-            self.add_module(f"upsample{level}", nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            self.add_module(f"upsample{level}", doubling(config.upsample, width))
         self.conv_last = nn.Conv2d(f1, 3 * config.scale**2, 1)
         self.pixel_shuffle = nn.PixelShuffle(config.scale)
 

@@ -12,6 +12,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,13 +22,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import colour, models, patches
-from ..deploy import INTEGER, Runner, make_runner
+from ..deploy import INTEGER, Runner, check_backend, make_runner
+from ..deploy.runner import check_batch
 from ..errors import I2IError
 from ..models.layers import Enlarger
-from ..quant import quantise, with_positions
+from ..quant import output_aware, quantise, with_positions
 from ..runtime import this_machine
 
 K = TypeVar("K")
+_PIECE = 128  # most side of what INT8 is calibrated on, pixels: a multiple of 8
 _MOST_REACH = 1024  # pixels; a network that sees further looks at the whole picture
 
 
@@ -91,17 +94,23 @@ def open_network(
         return
     net, positions, identity = _loaded(model)
     positions = positions if backend in INTEGER else None
-    core, example = _core(net, fold=positions is None), torch.zeros(2, 3, 64, 64)
+    core = _core(net, fold=positions is None)
     if backend == "torch" and torch.backends.mkldnn.is_available():
         core = _Steady(core)
-    quantised = None
-    if backend in INTEGER:
-        if positions is None and calibration is None:
+    if backend in INTEGER and positions is None:
+        if calibration is None:
             raise I2IError(str(model), expected="fix positions, or frames to calibrate on", got="neither")
-        quantised = quantise(core, calibration()) if positions is None else with_positions(core, positions, example)
+        pieces = [batch[..., :_PIECE, :_PIECE] for batch in calibration()]
+        positions = output_aware(quantise(core, pieces), pieces).fix_positions
     config = net.config
     factor = Fraction(config.scale) * Fraction(getattr(config, "downsample", None) or 1).limit_denominator(64)
-    with make_runner(backend, core, example, quantised=quantised) as runner:
+
+    def make(example: torch.Tensor) -> Runner:
+        quantised = with_positions(core, positions, example) if backend in INTEGER else None
+        return make_runner(backend, core, example, quantised=quantised)
+
+    check_backend(backend)  # now, not at the first frame
+    with Fitting(make) as runner:
         yield Network(
             runner,
             functools.partial(_finish, net),
@@ -111,6 +120,44 @@ def open_network(
             bytes_a_pixel=_bytes_a_pixel(core),
             identity=identity | {"backend": backend},
         )
+
+
+class Fitting:
+    """A :class:`~i2ilib.deploy.Runner` that is made anew for each height and width: engines compile for one.
+
+    Args:
+        make: From an example (N, C, H, W) to a runner for its size.
+    """
+
+    def __init__(self, make: Callable[[torch.Tensor], Runner]):
+        self.make, self.made, self.size = make, contextlib.ExitStack(), None
+        self.runner: Runner | None = None
+
+    def _fit(self, shape: Sequence[int]) -> Runner:
+        if tuple(shape[1:]) != self.size:
+            self.made.close()  # waits for what is in flight
+            self.runner = self.made.enter_context(self.make(torch.zeros(2, *shape[1:])))
+            self.size = tuple(shape[1:])
+        return self.runner
+
+    def prepare(self, shape: tuple[int, int, int, int]) -> None:
+        self._fit(shape).prepare(shape)
+
+    def run(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.submit(batch).result()
+
+    def submit(self, batch: torch.Tensor) -> Future[torch.Tensor]:
+        check_batch(batch)
+        return self._fit(batch.shape).submit(batch)
+
+    def describe(self) -> dict[str, object]:
+        return self.runner.describe() if self.runner else {}
+
+    def __enter__(self) -> Fitting:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.made.close()
 
 
 def _loaded(model: str | os.PathLike | nn.Module) -> tuple[Enlarger, dict[str, int] | None, dict]:

@@ -3,7 +3,7 @@
 from .fixed_point import fake_quantise, fix_position, limit_shifts, round_half_away, round_half_up, to_integers
 from .inspect import TARGETS, inspect
 from .interchange import compare, load, save
-from .ptq import Quantised, layers, quantise, run, sensitivity, tail_aware, with_positions
+from .ptq import Quantised, layers, output_aware, quantise, run, sensitivity, tail_aware, with_positions
 
 __all__ = [
     "TARGETS",
@@ -15,6 +15,7 @@ __all__ = [
     "layers",
     "limit_shifts",
     "load",
+    "output_aware",
     "quantise",
     "round_half_away",
     "round_half_up",

@@ -193,6 +193,7 @@ OPTIONAL = {
     "xir": _AMD,
     "vart": _AMD,
     "nncf": "pip install nncf; it is only a peer to compare with",
+    "ncnn": "pip install ncnn; it only runs networks of others to compare with",
     "zeus": "pip install zeus; without it energy is not measured on NVIDIA GPUs",
     "compiler": "Needs a C++ compiler on the path (g++; clang++ on macOS, cl on Windows), or named by CXX; only "
     "torch.compile does",

@@ -4,14 +4,17 @@ A clip is halved and coded with x265 at a CRF, then enlarged by each candidate. 
 are tried, and the best of them *on that very clip* is what a network is held against: more than anyone could choose
 without the original. Bicubic and Lanczos are Pillow's (a = -0.5, three lobes); the bicubic branch of a network is
 PyTorch's (a = -0.75), which is sharper: that alone gives a network a start. The best mask is chosen by VMAF NEG, which
-gives no credit for contrast that the original does not have; the verdict is told by each of four metrics.
+gives no credit for contrast that the original does not have; the verdict is told by each of five metrics, of which FLIP
+stands where LPIPS would: it needs no weights. Networks of others may run beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -24,12 +27,14 @@ from ..errors import FrameError, I2IError
 from ..frames import names, open_clip, srgb_codes
 from ..models.layers import Enlarger, enlarge
 from . import named_networks
+from .peers import PEERS, open_peer
 
 MASKS = {
     f"Lanczos, unsharp {size}×{size}, {amount:g}": (size, amount) for size in (3, 5) for amount in (0.5, 1, 1.5, 2)
 }
-SCORES = ("vmaf_v0.6.1neg", "vmaf_v0.6.1", "ssim", "psnr")  # of every frame
+SCORES = ("vmaf_v0.6.1neg", "vmaf_v0.6.1", "flip", "ssim", "psnr")  # of every frame
 DECIDES = SCORES[0]  # which mask is the best
+Way = Callable[[torch.Tensor], torch.Tensor]
 
 
 def read_clip(path: str | Path, *, frames: int, first: int = 0, multiple: int = 4) -> torch.Tensor:
@@ -50,21 +55,31 @@ def read_clip(path: str | Path, *, frames: int, first: int = 0, multiple: int = 
     return clips[..., :height, :width]
 
 
-def candidates(
-    low: torch.Tensor, size: tuple[int, int], networks: Mapping[str, Enlarger]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Small frames enlarged in every way, one after the other, (N, 3, H, W) in [0, 1]."""
-    yield "bicubic", faults.resize(low, size)
-    lanczos = faults.resize(low, size, "lanczos")
-    yield "Lanczos", lanczos
-    for name, (window, amount) in MASKS.items():
-        yield name, faults.sharpen(lanczos, amount, size=window)
+def ways(
+    size: tuple[int, int], networks: Mapping[str, Enlarger], others: Mapping[str, Way]
+) -> Iterator[tuple[str, Way]]:
+    """Every way of enlarging, by name: functions from (N, 3, h, w) to (N, 3, H, W), in [0, 1]."""
+    yield "bicubic", lambda low: faults.resize(low, size)
+    yield "Lanczos", lambda low: faults.resize(low, size, "lanczos")
+    for name, mask in MASKS.items():
+        yield name, partial(_sharpened, size, mask)
     for name, network in networks.items():
-        yield name, enlarge(network, low)
+        yield name, partial(enlarge, network)
+    yield from others.items()
+
+
+def _sharpened(size: tuple[int, int], mask: tuple[int, float], low: torch.Tensor) -> torch.Tensor:
+    return faults.sharpen(faults.resize(low, size, "lanczos"), mask[1], size=mask[0])
 
 
 def judge(
-    frames: torch.Tensor, networks: Mapping[str, Enlarger], *, crf: int = 23, scale: int = 2, progress: bool = False
+    frames: torch.Tensor,
+    networks: Mapping[str, Enlarger],
+    *,
+    crf: int = 23,
+    scale: int = 2,
+    others: Mapping[str, Way] | None = None,
+    progress: bool = False,
 ) -> dict:
     """Score every candidate on a clip.
 
@@ -73,12 +88,14 @@ def judge(
         networks: By name, in evaluation mode, of that scale.
         crf: Of x265.
         scale: How much smaller the coded frames are.
+        others: Ways of others, by name: functions of the small frames, (N, 3, h, w) in [0, 1].
         progress: Show a bar.
 
     Returns:
-        JSON values: ``rows``, by candidate and metric (:data:`SCORES`) the score of every frame; ``best_mask``; and
-        ``against``, for each network, rival (bicubic, Lanczos, the best mask) and metric the mean difference with the
-        ends of its 95 % interval (:func:`i2ilib.metrics.paired`).
+        JSON values: ``rows``, by candidate and metric (:data:`SCORES`) the score of every frame; ``seconds``, by
+        candidate, of each frame on average; ``best_mask``; and ``against``, for each network, rival (bicubic,
+        Lanczos, the best mask) and metric the mean difference with the ends of its 95 % interval
+        (:func:`i2ilib.metrics.paired`).
 
     Raises:
         I2IError: If a network enlarges by another factor, or there are fewer than two frames.
@@ -88,11 +105,12 @@ def judge(
             raise I2IError(name, expected=f"a network that enlarges {scale} times", got=network.config.scale)
     size = tuple(frames.shape[-2:])
     low = faults.x265(faults.resize(frames, tuple(side // scale for side in size)), crf)
-    rows = {}
-    ways = tqdm(
-        candidates(low, size, networks), "scores", 2 + len(MASKS) + len(networks), disable=not progress, leave=False
-    )
-    for name, shown in ways:
+    rows, seconds = {}, {}
+    every = dict(ways(size, networks, others or {}))
+    for name, way in tqdm(every.items(), "scores", disable=not progress, leave=False):
+        began = time.perf_counter()
+        shown = way(low)
+        seconds[name] = (time.perf_counter() - began) / len(low)
         shown = shown.mul(255).round().div(255)
         rows[name] = {key: list(one.values) for key, one in metrics.score(shown, frames, SCORES).items()}
     best = max(MASKS, key=lambda name: sum(rows[name][DECIDES]))
@@ -102,9 +120,10 @@ def judge(
         return {key: metrics.paired(ours[key], theirs[key], block=block)._asdict() for key in SCORES}
 
     rivals = ("bicubic", "Lanczos", best)
-    against = {name: {other: less(rows[name], rows[other]) for other in rivals} for name in networks}
+    judged = [*networks, *(others or {})]
+    against = {name: {other: less(rows[name], rows[other]) for other in rivals} for name in judged}
     return {"frames": len(frames), "size_pixels": [*size[::-1]], "crf": crf, "scale": scale, "rows": rows,
-            "best_mask": best, "against": against}  # fmt: skip
+            "seconds": seconds, "best_mask": best, "against": against}  # fmt: skip
 
 
 def table(found: Mapping[str, dict]) -> pd.DataFrame:
@@ -137,16 +156,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=int, default=2, choices=[2, 4], help="default: 2")
     parser.add_argument("--frames", type=int, default=48, help="of each clip (default: 48)")
     parser.add_argument("--first", type=int, default=0, help="frame of each clip, from 0 (default: 0)")
+    parser.add_argument("--peers", action="store_true", help="networks of others too, where ncnn is installed")
     parser.add_argument("--record", action="store_true", help="keep the result in data/results")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
     run = runtime.start(0, preset="full")  # nothing of it depends on a preset
     networks = named_networks(options.network)
+    others = {name: open_peer(name) for name in PEERS} if options.peers else {}
     found = {}
     for name, path in zip(names.unique(options.clips), options.clips, strict=True):
         frames = read_clip(path, frames=options.frames, first=options.first, multiple=2 * options.scale)
         frames = frames.mul(255).round().div(255)
-        settings = {"crf": options.crf, "scale": options.scale, "progress": not options.json}
+        settings = {"crf": options.crf, "scale": options.scale, "others": others, "progress": not options.json}
         found[name] = judge(frames, networks, **settings)
     if options.record:
         runtime.record("restoration_held_out", run, found)
