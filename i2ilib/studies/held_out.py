@@ -11,6 +11,7 @@ stands where LPIPS would: it needs no weights. Networks of others may run beside
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +22,17 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .. import metrics, runtime
+from .. import metrics, models, runtime
 from ..datasets import faults
+from ..deploy import fastest_exact, make_runner
 from ..errors import FrameError, I2IError
 from ..frames import names, open_clip, srgb_codes
 from ..models.layers import Enlarger, enlarge
+from ..pipeline.enlarge import core_of
+from ..quant import output_aware, quantise, with_positions
 from . import named_networks
 from .peers import PEERS, open_peer
+from .restoration import calibration, restored
 
 MASKS = {
     f"Lanczos, unsharp {size}×{size}, {amount:g}": (size, amount) for size in (3, 5) for amount in (0.5, 1, 1.5, 2)
@@ -68,6 +73,26 @@ def ways(
     yield from others.items()
 
 
+@contextlib.contextmanager
+def in_integers(network: Enlarger, size: tuple[int, int]) -> Iterator[Way]:
+    """The network as a DPU would run it: maps doubled by transposed convolutions, INT8 by positions for its output.
+
+    Calibrated on moving photographs (:func:`.restoration.calibration`), in integers on this machine's fastest exact
+    backend.
+
+    Args:
+        network: As it was trained.
+        size: Height and width of the small frames, pixels.
+    """
+    dpu = models.with_doubling(network, "transposed")
+    core, batches = core_of(dpu), calibration(scale=network.config.scale).split(4)
+    positions = output_aware(quantise(core, batches), batches).fix_positions
+    example = torch.zeros(2, 3, *(side + -side % 8 for side in size))
+    with make_runner(fastest_exact()[0], core, example, quantised=with_positions(core, positions, example)) as runner:
+        runner.prepare((1, *example.shape[1:]))
+        yield lambda low: restored(runner, dpu, low.mul(255).round().to(torch.uint8)).float().div(255)
+
+
 def _sharpened(size: tuple[int, int], mask: tuple[int, float], low: torch.Tensor) -> torch.Tensor:
     return faults.sharpen(faults.resize(low, size, "lanczos"), mask[1], size=mask[0])
 
@@ -79,6 +104,7 @@ def judge(
     crf: int = 23,
     scale: int = 2,
     others: Mapping[str, Way] | None = None,
+    bases: Mapping[str, str] | None = None,
     progress: bool = False,
 ) -> dict:
     """Score every candidate on a clip.
@@ -88,7 +114,8 @@ def judge(
         networks: By name, in evaluation mode, of that scale.
         crf: Of x265.
         scale: How much smaller the coded frames are.
-        others: Ways of others, by name: functions of the small frames, (N, 3, h, w) in [0, 1].
+        others: Further ways, by name: functions of the small frames, (N, 3, h, w) in [0, 1].
+        bases: For some names, another candidate that it is held against as well: of integers, their float network.
         progress: Show a bar.
 
     Returns:
@@ -122,6 +149,8 @@ def judge(
     rivals = ("bicubic", "Lanczos", best)
     judged = [*networks, *(others or {})]
     against = {name: {other: less(rows[name], rows[other]) for other in rivals} for name in judged}
+    for name, base in (bases or {}).items():
+        against[name][base] = less(rows[name], rows[base])
     return {"frames": len(frames), "size_pixels": [*size[::-1]], "crf": crf, "scale": scale, "rows": rows,
             "seconds": seconds, "best_mask": best, "against": against}  # fmt: skip
 
@@ -157,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, default=48, help="of each clip (default: 48)")
     parser.add_argument("--first", type=int, default=0, help="frame of each clip, from 0 (default: 0)")
     parser.add_argument("--peers", action="store_true", help="networks of others too, where ncnn is installed")
+    parser.add_argument("--int8", action="store_true", help="each network in integers too, in the form for a DPU")
     parser.add_argument("--record", action="store_true", help="keep the result in data/results")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)
@@ -167,8 +197,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, path in zip(names.unique(options.clips), options.clips, strict=True):
         frames = read_clip(path, frames=options.frames, first=options.first, multiple=2 * options.scale)
         frames = frames.mul(255).round().div(255)
-        settings = {"crf": options.crf, "scale": options.scale, "others": others, "progress": not options.json}
-        found[name] = judge(frames, networks, **settings)
+        with contextlib.ExitStack() as stack:
+            small = tuple(side // options.scale for side in frames.shape[-2:])
+            integers = {  # opened before they are timed
+                f"{each}, INT8": stack.enter_context(in_integers(network, small))
+                for each, network in (networks.items() if options.int8 else ())
+            }
+            found[name] = judge(
+                frames,
+                networks,
+                crf=options.crf,
+                scale=options.scale,
+                others=integers | others,
+                bases={f"{each}, INT8": each for each in networks if options.int8},
+                progress=not options.json,
+            )
     if options.record:
         runtime.record("restoration_held_out", run, found)
     with pd.option_context("display.width", 200, "display.precision", 4):

@@ -28,7 +28,7 @@ from ..deploy import Runner, bench, fastest_exact, make_runner, published, statu
 from ..errors import I2IError, UnavailableError
 from ..models.layers import Enlarger
 from ..pipeline.enlarge import core_of
-from ..quant import Quantised, quantise, with_positions
+from ..quant import Quantised, output_aware, quantise, with_positions
 from . import named_networks
 
 FPS = 24  # of the clip of 120 seconds
@@ -141,7 +141,8 @@ def study(
     batch = calibration(1, scale=scale)
     for name, network in networks.items():
         core = core_of(network)
-        quantised = quantise(core, calibration(scale=scale), progress=progress)
+        pieces = calibration(scale=scale).split(4)
+        quantised = output_aware(quantise(core, pieces), pieces, progress=progress)
         size += _sizes(name, core, quantised)
         found = precisions(core, quantised.fix_positions, _padded(low[0][:1]))
         backends = {name + suffix: backend for suffix, (backend, _) in found.items()}
