@@ -96,7 +96,7 @@ def test_int8_is_the_exact_integers():
     network = small("srunet")
     core, low = study.core_of(network), torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
     quantised = quantise(core, study.calibration(2))
-    _, runner = study.precisions(core, quantised.fix_positions, torch.zeros(1, 3, 96, 96))["-INT8"]
+    _, runner = study.precisions(core, (core, quantised.fix_positions), torch.zeros(1, 3, 96, 96))["-INT8"]
     with runner:
         made = study.restored(runner, network, low)
     x = low.float().div(255) * 2 - 1
@@ -116,7 +116,7 @@ def test_a_missing_precision_is_told_with_its_reason(monkeypatch):
     plain = study.status
     absent = runtime.Availability(False, "no such unit")
     monkeypatch.setattr(study, "status", lambda name: absent if "16" in name else plain(name))
-    found = study.precisions(core, quantised.fix_positions, torch.zeros(1, 3, 96, 96))
+    found = study.precisions(core, (core, quantised.fix_positions), torch.zeros(1, 3, 96, 96))
     assert found["-FP16"] == ("torch-bf16", "not measured: no such unit")
     assert not isinstance(found[""][1], str)
 

@@ -100,8 +100,7 @@ def open_network(
     if backend in INTEGER and positions is None:
         if calibration is None:
             raise I2IError(str(model), expected="fix positions, or frames to calibrate on", got="neither")
-        pieces = [batch[..., :_PIECE, :_PIECE] for batch in calibration()]
-        positions = output_aware(quantise(core, pieces), pieces).fix_positions
+        core, positions = for_integers(core, [batch[..., :_PIECE, :_PIECE] for batch in calibration()])
     config = net.config
     factor = Fraction(config.scale) * Fraction(getattr(config, "downsample", None) or 1).limit_denominator(64)
 
@@ -193,6 +192,24 @@ def core_of(model: str | os.PathLike | nn.Module) -> nn.Module:
         model: As in :func:`open_network`, but for a number.
     """
     return _core(_loaded(model)[0], fold=True)
+
+
+def for_integers(core: nn.Module, batches: Iterable[torch.Tensor]) -> tuple[nn.Module, dict[str, int]]:
+    """A core with its channels balanced and its biases corrected for INT8, and fix positions that serve its output.
+
+    Args:
+        core: From :func:`core_of`; stays as it is.
+        batches: (N, 3, H, W) in [-1, 1], a few and small.
+
+    Returns:
+        A float network that differs by the correction of its biases alone, and the positions that belong to it, for
+        :func:`i2ilib.quant.with_positions`.
+    """
+    batches = list(batches)
+    quantised = output_aware(quantise(core, batches, equalise=True, correct_bias=True), batches)
+    repaired = copy.deepcopy(core)
+    repaired.load_state_dict({name: quantised.folded.get_parameter(name) for name in core.state_dict()})
+    return repaired, quantised.fix_positions
 
 
 def _core(net: Enlarger, *, fold: bool) -> nn.Module:

@@ -28,8 +28,8 @@ from ..deploy import fastest_exact, make_runner
 from ..errors import FrameError, I2IError
 from ..frames import names, open_clip, srgb_codes
 from ..models.layers import Enlarger, enlarge
-from ..pipeline.enlarge import core_of
-from ..quant import output_aware, quantise, with_positions
+from ..pipeline.enlarge import core_of, for_integers
+from ..quant import with_positions
 from . import named_networks
 from .peers import PEERS, open_peer
 from .restoration import calibration, restored
@@ -85,8 +85,7 @@ def in_integers(network: Enlarger, size: tuple[int, int]) -> Iterator[Way]:
         size: Height and width of the small frames, pixels.
     """
     dpu = models.with_doubling(network, "transposed")
-    core, batches = core_of(dpu), calibration(scale=network.config.scale).split(4)
-    positions = output_aware(quantise(core, batches), batches).fix_positions
+    core, positions = for_integers(core_of(dpu), calibration(scale=network.config.scale).split(1))
     example = torch.zeros(2, 3, *(side + -side % 8 for side in size))
     with make_runner(fastest_exact()[0], core, example, quantised=with_positions(core, positions, example)) as runner:
         runner.prepare((1, *example.shape[1:]))

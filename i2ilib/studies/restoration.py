@@ -27,8 +27,8 @@ from ..datasets import bvi_dvc, faults, moving
 from ..deploy import Runner, bench, fastest_exact, make_runner, published, status
 from ..errors import I2IError, UnavailableError
 from ..models.layers import Enlarger
-from ..pipeline.enlarge import core_of
-from ..quant import Quantised, output_aware, quantise, with_positions
+from ..pipeline.enlarge import core_of, for_integers
+from ..quant import Quantised, with_positions
 from . import named_networks
 
 FPS = 24  # of the clip of 120 seconds
@@ -45,13 +45,13 @@ def calibration(count: int = 8, *, scale: int = 2) -> torch.Tensor:
 
 
 def precisions(
-    core: Enlarger, positions: Mapping[str, int], example: torch.Tensor
+    core: Enlarger, integers: tuple[nn.Module, Mapping[str, int]], example: torch.Tensor
 ) -> dict[str, tuple[str, Runner | str]]:
     """By the thesis's name of a precision: the backend, and a runner of it or why there is none.
 
     Args:
         core: From :func:`core_of`.
-        positions: Its fix positions.
+        integers: From :func:`i2ilib.pipeline.enlarge.for_integers`.
         example: (N, 3, H, W): engines are built for one height and width.
     """
     short = next((b for b in ("tensorrt-float16", "openvino-bf16", "torch-bf16") if status(b)), "torch-bf16")
@@ -59,7 +59,7 @@ def precisions(
     found: dict[str, tuple[str, Runner | str]] = {}
     for suffix, backend in wanted.items():
         if there := status(backend):
-            quantised = with_positions(core, positions, example) if suffix == "-INT8" else None
+            quantised = with_positions(*integers, example) if suffix == "-INT8" else None
             found[suffix] = backend, make_runner(backend, core, example, quantised=quantised)
         else:
             found[suffix] = backend, f"not measured: {there.reason}"
@@ -141,10 +141,9 @@ def study(
     batch = calibration(1, scale=scale)
     for name, network in networks.items():
         core = core_of(network)
-        pieces = calibration(scale=scale).split(4)
-        quantised = output_aware(quantise(core, pieces), pieces, progress=progress)
-        size += _sizes(name, core, quantised)
-        found = precisions(core, quantised.fix_positions, _padded(low[0][:1]))
+        integers = for_integers(core, calibration(scale=scale).split(1))
+        size += _sizes(name, core, with_positions(*integers, batch))
+        found = precisions(core, integers, _padded(low[0][:1]))
         backends = {name + suffix: backend for suffix, (backend, _) in found.items()}
         reasons |= {name + suffix: runner for suffix, (_, runner) in found.items() if isinstance(runner, str)}
         for suffix, (_, runner) in found.items():
@@ -152,7 +151,7 @@ def study(
                 with runner:
                     label = name + suffix
                     made[label] = [restored(runner, network, clip) for clip in tqdm(low, label, disable=not progress)]
-        found = precisions(core, quantised.fix_positions, batch)
+        found = precisions(core, integers, batch)
         with contextlib.ExitStack() as stack:
             runners = {
                 name + suffix: stack.enter_context(runner)
