@@ -202,7 +202,9 @@ def test_a_photograph_over_a_photograph(call, weights, tmp_path):
     scene = Image.fromarray(data.coffee()).resize(lemur.size)
     scene.paste(lemur, mask=alpha)
     scene.save(tmp_path / "lemur.png")
-    code, out, err = call("matte", tmp_path / "lemur.png", tmp_path / "out", "--model", weights, "--json")
+    code, out, err = call(
+        "matte", tmp_path / "lemur.png", tmp_path / "out", "--model", weights, "--backend=torch", "--json"
+    )
     assert (code, err) == (0, []) and json.loads(out)["written"] == ["lemur"]
     with Image.open(tmp_path / "out/alpha/lemur.png") as found:
         assert found.size == lemur.size
@@ -396,7 +398,8 @@ def test_quantised_once_then_never_again(call, picture, tmp_path, monkeypatch):
     assert meta == {"q_in": 2, "colour": "srgb", "fix_positions": positions}
     assert {"input", "encoder.0.conv.weight", "head.conv"} <= set(positions)
     monkeypatch.setattr(cli, "_calibration", lambda *_, **__: pytest.fail("calibrated again"))
-    code, out, _ = call("matte", picture, tmp_path / "out", "--model", tmp_path / "q.safetensors", "--json")
+    options = ["--model", tmp_path / "q.safetensors", "--backend", "exact", "--json"]
+    code, out, _ = call("matte", picture, tmp_path / "out", *options)
     assert code == 0 and json.loads(out)["written"] == ["p"]
 
 
@@ -477,6 +480,7 @@ def test_bench_verifies_and_times(call, weights):
     assert list(rows) == chosen and all(row["n"] == 2 and row["batch"] == 2 for row in rows.values())
     assert rows["torch"]["apart"] == 0 and rows["openvino"]["apart"] < 1e-4
     assert max(rows[name]["apart"] for name in exact) < 1e-6  # tanh alone is float
+    options = ["--batch", 1, "--n", 1, "--backend", "torch", "exact"]
     assert "from exact integers" in call("bench", weights, *options)[1]
 
 

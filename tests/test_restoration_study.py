@@ -115,9 +115,10 @@ def test_a_missing_precision_is_told_with_its_reason(monkeypatch):
     quantised = quantise(core, study.calibration(1))
     plain = study.status
     absent = runtime.Availability(False, "no such unit")
-    monkeypatch.setattr(study, "status", lambda name: absent if "16" in name else plain(name))
+    monkeypatch.setattr(study, "status", lambda name: plain(name) if name == "torch" else absent)
     found = study.precisions(core, (core, quantised.fix_positions), torch.zeros(1, 3, 96, 96))
     assert found["-FP16"] == ("torch-bf16", "not measured: no such unit")
+    assert {found[suffix][1] for suffix in ("-FP32", "-FP16", "-INT8")} == {"not measured: no such unit"}
     assert not isinstance(found[""][1], str)
 
 

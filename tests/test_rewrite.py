@@ -42,9 +42,12 @@ def warmed(net, x):
 NETWORKS = {
     "generator": lambda: (Generator(width=8, levels=6, out_channels=1), (3, 64, 64)),
     "published order": lambda: (Generator(width=8, levels=5, order="pix2pix"), (3, 32, 32)),
-    "enlarger": lambda: (reparametrise(SRUNet(n_filters=16, residual=False)), (3, 24, 16)),
+    "enlarger": lambda: (reparametrise(SRUNet(n_filters=16, layer_multiplier=0.5, residual=False)), (3, 24, 16)),
     "whole enlarger": lambda: (reparametrise(SRUNet(n_filters=32)), (3, 24, 16)),
-    "enlarger by half": lambda: (reparametrise(SRUNet(n_filters=16, downsample=0.75)), (3, 24, 16)),
+    "enlarger by half": lambda: (
+        reparametrise(SRUNet(n_filters=16, layer_multiplier=0.5, downsample=0.75)),
+        (3, 24, 16),
+    ),
     "one pixel": lambda: (
         nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1)),
         (3, 2, 2),
@@ -52,18 +55,19 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize(("name", "batch"), [("generator", 1), *((name, 5) for name in NETWORKS)])
-def test_every_integer_is_the_same(name, batch, tmp_path):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_integer_is_the_same(name, tmp_path):
     torch.manual_seed(0)
     net, shape = NETWORKS[name]()
-    x = noise(batch, *shape)
+    x = noise(5, *shape)
     quantised = quantise(warmed(net, noise(4, *shape)), [x]).on_device()
     path = quantised.to_onnx(tmp_path / "cpu.onnx", form="cpu")
     wanted = quantised.integer(x)
     with from_pytorch(quantised, x) as fast, OnnxRuntimeRunner(path, optimise=False) as written:
         assert fast.precision == ("int8" if exact_int8() else "int8-float")  # both from these forms
-        assert torch.equal(fast.run(x), wanted)
-        assert torch.equal(written.run(x), wanted)
+        for few in (1, 5):  # the batch is free
+            assert torch.equal(fast.run(x[:few]), wanted[:few])
+            assert torch.equal(written.run(x[:few]), wanted[:few])
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -105,10 +109,11 @@ def test_the_plain_form_keeps_the_operators(tmp_path):
     assert (fast.count("ConvTranspose"), fast.count("DepthToSpace")) == (3, 2)
 
 
-def test_only_this_transposed_convolution_has_the_form(tmp_path):
+def test_only_this_transposed_convolution_has_the_form():
     for other in (nn.ConvTranspose2d(3, 3, 2, 2), nn.ConvTranspose2d(3, 3, 4, 2, 0), nn.ConvTranspose2d(3, 3, 4, 4, 0)):
         quantised = quantise(other.eval(), [noise(2, 3, 4, 4)])
-        assert "ConvTranspose" in operators(quantised.to_onnx(tmp_path / "x.onnx", form="cpu"))
+        graph, _ = for_cpu(quantised.graph, quantised.sites)
+        assert torch.ops.aten.conv_transpose2d.input in {node.target for node in graph.graph.nodes}
 
 
 def test_another_form_is_refused(tmp_path):
