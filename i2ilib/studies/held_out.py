@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 from tqdm.auto import tqdm
 
 from .. import metrics, models, runtime
@@ -67,9 +68,9 @@ def ways(
     yield "bicubic", lambda low: faults.resize(low, size)
     yield "Lanczos", lambda low: faults.resize(low, size, "lanczos")
     for name, mask in MASKS.items():
-        yield name, partial(_sharpened, size, mask)
+        yield name, functools.partial(_sharpened, size, mask)
     for name, network in networks.items():
-        yield name, partial(enlarge, network)
+        yield name, functools.partial(enlarge, network)
     yield from others.items()
 
 
@@ -84,12 +85,17 @@ def in_integers(network: Enlarger, size: tuple[int, int]) -> Iterator[Way]:
         network: As it was trained.
         size: Height and width of the small frames, pixels.
     """
-    dpu = models.with_doubling(network, "transposed")
-    core, positions = for_integers(core_of(dpu), calibration(scale=network.config.scale).split(1))
+    dpu, core, positions = _quantised(network)
     example = torch.zeros(2, 3, *(side + -side % 8 for side in size))
     with make_runner(fastest_exact()[0], core, example, quantised=with_positions(core, positions, example)) as runner:
         runner.prepare((1, *example.shape[1:]))
         yield lambda low: restored(runner, dpu, low.mul(255).round().to(torch.uint8)).float().div(255)
+
+
+@functools.lru_cache(maxsize=4)
+def _quantised(network: Enlarger) -> tuple[Enlarger, nn.Module, dict[str, int]]:
+    dpu = models.with_doubling(network, "transposed")
+    return dpu, *for_integers(core_of(dpu), calibration(scale=network.config.scale).split(1))
 
 
 def _sharpened(size: tuple[int, int], mask: tuple[int, float], low: torch.Tensor) -> torch.Tensor:
