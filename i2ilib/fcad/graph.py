@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
-KINDS = ("conv", "deconv", "linear", "activation", "upsample", "pool", "concat", "add", "shuffle")
+KINDS = ("conv", "deconv", "linear", "activation", "upsample", "pool", "concat", "add", "mul", "shuffle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,13 @@ class Layer:
     groups: int = 1
     dilation: int = 1
     scale: float = 1  # of an up-sampling, and of a shuffle
+    nearest: bool = False  # an up-sampling that repeats pixels
     weights: int = 0  # elements
     bias: int = 0  # elements, with a batch norm folded in
     untied: bool = False  # a bias for each element of the output
     macs: int = 0  # of a transposed convolution: real products only, no inserted zeros
     parameter: str = ""  # name of the weight, by which layers that share one are counted once
+    wider: int = 0  # bits by which a weight is wider than the network's: sums of several weights
 
     @property
     def elements(self) -> int:
@@ -49,9 +51,9 @@ class Layer:
     def ops(self) -> int:
         """Operations as the paper's Eq. 3 counts them: 2 a MAC, 1 an output of activation, up-sampling or pooling.
 
-        Adding a bias or two maps counts nothing.
+        Adding a bias or two maps counts nothing; a product of two maps 1 an output.
         """
-        return self.elements if self.kind in ("activation", "upsample", "pool") else 2 * self.macs
+        return self.elements if self.kind in ("activation", "upsample", "pool", "mul") else 2 * self.macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +237,7 @@ class Operator:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    nearest: bool = False
     same_as: object = None  # operators that compute the same have the same one
 
 
@@ -274,7 +277,7 @@ class Builder:
         if op.kind in ("conv", "deconv", "linear"):
             layer = self._multiply(layer, op, before, after)
         elif op.kind in ("upsample", "shuffle"):
-            layer = dataclasses.replace(layer, scale=_scale(layer))
+            layer = dataclasses.replace(layer, scale=_scale(layer), nearest=op.nearest)
         elif op.kind == "pool":
             layer = dataclasses.replace(layer, kernel=op.kernel, stride=op.stride[1])
         name = layer.name

@@ -44,7 +44,7 @@ def factors(pf: float, stage: Stage, bits: int, *, partition: bool = True) -> Fa
     Args:
         pf: Multiplications at once that are aimed at, positive.
         stage: The stage.
-        bits: 8 or 16. At 8 bits an even number of output channels is computed in pairs, so ``kpf`` is at least 2.
+        bits: 8 or 16. Where output channels are computed in pairs (``Stage.paired``) ``kpf`` is at least 2.
         partition: Whether the height may be partitioned; DNNBuilder, without it, stops at ``cpf * kpf``.
 
     Returns:
@@ -60,8 +60,7 @@ def factors(pf: float, stage: Stage, bits: int, *, partition: bool = True) -> Fa
 
 def _shape(stage: Stage, bits: int) -> tuple[int, int, int, bool]:
     """What the split depends on: channels in (of a group) and out, rows, whether outputs come in pairs."""
-    paired = bits == 8 and stage.out_channels % 2 == 0
-    return stage.in_channels // stage.groups, stage.out_channels, stage.height, paired
+    return stage.in_channels // stage.groups, stage.out_channels, stage.height, stage.paired(bits)
 
 
 def _split(exponent: int, inner: int, outer: int, rows: int, paired: bool, partition: bool) -> Factors:
