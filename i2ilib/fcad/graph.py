@@ -353,13 +353,37 @@ def reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+WHY_NOT = {
+    "norm": "It needs mean and variance of the whole map before it can give its first number: a pipeline would stand"
+    " still for a map, or keep one. Train with batch norm, whose numbers are constants, or leave it to the host.",
+    "attention": "Two computed maps are multiplied as matrices, or a row needs all of itself: no convolution does that."
+    " Leave it to the host.",
+}
+_REASONS = {
+    **dict.fromkeys(
+        "group_norm layer_norm instance_norm native_group_norm native_layer_norm local_response_norm rms_norm"
+        " GroupNormalization LayerNormalization InstanceNormalization LpNormalization".split(),
+        "norm",
+    ),
+    **dict.fromkeys("softmax log_softmax matmul bmm scaled_dot_product_attention einsum Softmax".split(), "attention"),
+}
+
+
+def gates(gate: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a factor is as large as a map, or has one number for each channel, or for each position."""
+    kinds = (shape, (*shape[:2], *[1] * len(shape[2:])), (shape[0], 1, *shape[2:]))
+    return len(gate) == len(shape) and tuple(gate) in kinds
+
+
 def unknown(name: str, operator: str) -> I2IError:
     """The error for an operator that has no place on the accelerator."""
+    why = WHY_NOT.get(_REASONS.get(operator, ""))
     return I2IError(
         f"{name or 'the network'}, operator {operator}",
-        expected="convolution, linear, activation, batch norm, up-sampling, pooling, shuffle, concatenation or sum",
+        expected="convolution, linear, activation, batch norm, up-sampling, pooling, shuffle, concatenation, sum or"
+        " product",
         got="an operator that a pipeline of convolution stages does not have",
-        remedy="Leave this part to the host: analyse the module before it and the one behind it.",
+        remedy=why or "Leave this part to the host: analyse the module before it and the one behind it.",
     )
 
 

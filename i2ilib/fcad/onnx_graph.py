@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import I2IError, IntegrityError
 from ..runtime import quiet, require
-from .graph import Builder, Graph, Operator, reason, unknown
+from .graph import Builder, Graph, Operator, gates, reason, unknown
 
 ACTIVATIONS = {
     "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid",
@@ -53,6 +53,17 @@ def _small(node) -> bool | None:
     if max((one.const_value.size for one in node.inputs if one is not None), default=0) > SMALL:
         return False
     return node.op_type == "ConstantOfShape" or None  # None leaves the choice to onnxscript, which keeps these
+
+
+def _repeats(attributes: dict) -> bool:
+    """Whether a Resize by a whole number repeats pixels, at either of the two places where pixels may lie."""
+    if attributes.get("mode", b"nearest") != b"nearest":
+        return False
+    where = attributes.get("coordinate_transformation_mode", b"half_pixel")
+    which = attributes.get("nearest_mode", b"round_prefer_floor")
+    if where == b"asymmetric":
+        return which == b"floor"
+    return where in (b"half_pixel", b"pytorch_half_pixel") and which.startswith(b"round_")
 
 
 class _Reader:
@@ -130,8 +141,16 @@ class _Reader:
         elif op == "Mul" and any(self.sigmoids.get(key) in node.input for key in node.input):
             operands = tuple(key for key in operands if key in self.sigmoids)  # x · sigmoid(x): one activation
             add("shape")
+        elif op == "Mul" and len(operands) == 2:
+            shape = self.shape(node.output[0])
+            operands = tuple(sorted(operands, key=lambda key: self.shape(key) != shape))  # the map, then its gate
+            if self.shape(operands[0]) != shape or not gates(self.shape(operands[1]), shape):
+                raise unknown(name, op)
+            add("mul")
+        elif op == "Mul" and sum(key in alive for key in node.input) == 2:
+            add("activation")  # a map times itself
         elif op in ("Resize", "Upsample"):
-            add("upsample")
+            add("upsample", nearest=_repeats(attributes))
         elif op in ("MaxPool", "AveragePool"):
             kernel = tuple(attributes["kernel_shape"])
             add("shape" if kernel == (1, 1) else "pool", kernel=kernel, stride=tuple(attributes.get("strides", (1, 1))))
@@ -151,9 +170,7 @@ class _Reader:
         elif op in ("Add", "Sub"):
             if len(operands) == 2:
                 add("add")
-            elif op == "Sub" and node.input[0] not in alive:
-                raise unknown(name, op)
-            else:
+            else:  # also a constant less a map: by -1, and a bias
                 add("bias", weight=next((key for key in node.input if key not in alive), ""))
         elif op in SHAPES:
             add("shape")
