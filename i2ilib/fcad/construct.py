@@ -476,7 +476,8 @@ class _Fusion:
         """
         names = list(dict.fromkeys(layer.inputs))
         gated = layer.kind == "mul" or any(name in self.products for name in names)
-        if layer.kind == "mul" and len({self.tail[name] for name in names}) == 1 and not self.products.keys() & {*names}:
+        same = len({self.tail[name] for name in names}) == 1 and not self.products.keys() & {*names}
+        if layer.kind == "mul" and same:
             self.tail[layer.name], self.port[layer.name] = self.tail[names[0]], self.port[names[0]]
             if self.tail[names[0]]:  # a function of one map, element by element
                 self._charge(self.tail[names[0]][0], 0, ops=layer.ops)
@@ -530,7 +531,8 @@ class _Fusion:
         if layer.name in self.products:
             remedy = "Put a convolution between them, or leave one of them to the host."
             got = "one behind a product of two maps, which is formed where a convolution reads it"
-            raise I2IError(f"stage {layer.name}", expected=f"{_named(layer)} behind a convolution", got=got, remedy=remedy)
+            expected = f"{_named(layer)} behind a convolution"
+            raise I2IError(f"stage {layer.name}", expected=expected, got=got, remedy=remedy)
         if layer.kind == "upsample" and not isinstance(layer.scale, int):
             remedy = "Pool, or stride a convolution, to make maps smaller; leave other sizes to the host."
             raise I2IError(layer.name, expected="an up-sampling by a whole number", got=layer.scale, remedy=remedy)

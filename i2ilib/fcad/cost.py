@@ -7,6 +7,7 @@ factors ``cpf``, ``kpf``, ``h`` and ``arriving`` may be integers or integer arra
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -96,8 +97,8 @@ def map_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: i
     """18-Kb block RAMs of one copy: the input buffer, and those of the up-samplings and poolings behind the stage.
 
     The input buffer holds the columns that a position needs and those of one step more (``Stage.held``), over all rows,
-    or over each partition's rows with their halo. Of grouped convolutions it counts the channels of one group at once, which is too
-    few where ``kpf`` reaches over several groups.
+    or over each partition's rows with their halo. Of grouped convolutions it counts the channels of one group at once,
+    which is too few where ``kpf`` reaches over several groups.
 
     Args:
         stage: The stage.
@@ -191,9 +192,11 @@ class Budget:
     def __post_init__(self) -> None:
         for field in ("dsp", "bram", "bandwidth"):
             value = getattr(self, field)
-            if not positive(value) or (field != "bandwidth" and value == inf):
+            if not positive(value) or (field != "bandwidth" and not 1 <= value < inf):
                 what, remedy = f"budget {self.name or field}", "Even the smallest design needs some of each."
-                expected = f"a finite number of {field}" if positive(value) else f"more than 0 {field}"
+                expected = f"more than 0 {field}"
+                if positive(value):
+                    expected = f"a finite number of {field}" if value == inf else f"at least 1 {field}"
                 raise I2IError(what, expected=expected, got=repr(value), remedy=remedy)
 
 
@@ -212,7 +215,8 @@ class BranchResult:
     cycles: tuple[int, ...]  # by stage, of one frame
     stage_dsp: tuple[int, ...]
     stage_bram: tuple[int, ...]
-    delivered: float  # FPS; below ``fps`` where it shares stages with a slower branch, which the paper leaves aside
+    delivered: float  # FPS; below ``fps`` where it shares stages with a slower branch, which the paper leaves aside:
+    # one that feeds it starves it, one that it feeds holds up the stages that both need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,22 +323,35 @@ def evaluate(config: Config) -> Evaluation:
         branches.append(BranchResult(name, sum(dsp), sum(bram), bits * rate, fps, efficiency, ops, batch, *stages, fps))
     work = sum(branch.fps * branch.ops for branch in branches)
     peak = operations_per_dsp(space.bits) * sum(branch.dsp for branch in branches) * space.frequency_hz
-    return Evaluation(_at_one_pace(space, config.batch, branches), work / peak)
+    rates = at_one_pace(space, config.batch, np.array([max(branch.cycles) for branch in branches])).tolist()
+    return Evaluation(
+        tuple(dataclasses.replace(branch, delivered=rate) for branch, rate in zip(branches, rates, strict=True)),
+        work / peak,
+    )
 
 
-def _at_one_pace(space: DesignSpace, batch: tuple[int, ...], branches: list[BranchResult]) -> tuple[BranchResult, ...]:
-    """The branches with what they deliver: of those that share stages the slowest sets the pace."""
-    group, images, longest = {}, {}, {}
+def at_one_pace(space: DesignSpace, batch: Sequence[int], cycles: np.ndarray) -> np.ndarray:
+    """Frames a second that branches deliver: of those that share stages the slowest sets the pace of all.
+
+    Args:
+        space: The design space.
+        batch: Copies of each pipeline; those of a fed one may take turns.
+        cycles: (..., pipelines) of each pipeline's slowest stage.
+
+    Returns:
+        (..., pipelines) FPS of all copies.
+    """
+    group, images, turns = {}, {}, {}
     for p in space.order:
         feeders = sorted(space.shared_from(p))
         images[p] = images[feeders[0]] if feeders else batch[p]
-        longest[p] = max(branches[p].cycles) * _ceil(images[p], batch[p])  # copies may take turns
+        turns[p] = _ceil(images[p], batch[p])
         joined = {group[f] for f in feeders}
         group[p] = min(joined, default=p)
         group.update({q: group[p] for q, g in group.items() if g in joined})
-    pace = {g: max(longest[p] for p in group if group[p] == g) for g in group.values()}
-    rates = [images[p] * (space.frequency_hz / pace[group[p]]) for p in range(len(branches))]
-    return tuple(dataclasses.replace(branch, delivered=rate) for branch, rate in zip(branches, rates, strict=True))
+    each = np.asarray(cycles) * [turns[p] for p in range(len(batch))]
+    pace = {g: each[..., [p for p in group if group[p] == g]].max(-1) for g in set(group.values())}
+    return np.stack([images[p] * space.frequency_hz / pace[group[p]] for p in range(len(batch))], -1)
 
 
 def operations_per_dsp(bits: int) -> int:
@@ -343,6 +360,7 @@ def operations_per_dsp(bits: int) -> int:
 
 
 __all__ = [
-    "BranchResult", "Budget", "Config", "Evaluation", "Factors", "arriving", "blocks", "control", "cycles", "evaluate",
-    "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic", "weight_buffers",
+    "BranchResult", "Budget", "Config", "Evaluation", "Factors", "arriving", "at_one_pace", "blocks", "control",
+    "cycles", "evaluate", "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic",
+    "weight_buffers",
 ]  # fmt: skip

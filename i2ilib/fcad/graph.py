@@ -360,13 +360,10 @@ WHY_NOT = {
     " Leave it to the host.",
 }
 _REASONS = {
-    **dict.fromkeys(
-        "group_norm layer_norm instance_norm native_group_norm native_layer_norm local_response_norm rms_norm"
-        " GroupNormalization LayerNormalization InstanceNormalization LpNormalization".split(),
-        "norm",
-    ),
-    **dict.fromkeys("softmax log_softmax matmul bmm scaled_dot_product_attention einsum Softmax".split(), "attention"),
-}
+    "norm": ("group_norm", "layer_norm", "instance_norm", "native_group_norm", "native_layer_norm", "rms_norm",
+             "GroupNormalization", "LayerNormalization", "InstanceNormalization", "LpNormalization"),
+    "attention": ("softmax", "log_softmax", "matmul", "bmm", "scaled_dot_product_attention", "einsum", "Softmax"),
+}  # fmt: skip
 
 
 def gates(gate: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -377,7 +374,7 @@ def gates(gate: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 def unknown(name: str, operator: str) -> I2IError:
     """The error for an operator that has no place on the accelerator."""
-    why = WHY_NOT.get(_REASONS.get(operator, ""))
+    why = next((WHY_NOT[kind] for kind, names in _REASONS.items() if operator in names), None)
     return I2IError(
         f"{name or 'the network'}, operator {operator}",
         expected="convolution, linear, activation, batch norm, up-sampling, pooling, shuffle, concatenation, sum or"

@@ -582,9 +582,8 @@ def _stuck(plant: _Plant, now: int) -> I2IError:
     told = [f"{name(edge.writer)} waits for room before {name(edge.reader)}" for edge in edges[:3]]
     remedy = "Two ways to a join differ by more columns than the buffers on them hold." if joins else (
         "An input buffer holds fewer columns than its reader and its writer take at once.")  # fmt: skip
-    got = f"one in which nothing can start after cycle {now}"
-    return I2IError("simulation", expected="a pipeline that moves", got=": ".join([got, *["; ".join(told)] * bool(told)]),
-                    remedy=remedy)  # fmt: skip
+    got = f"one in which nothing can start after cycle {now}" + (": " + "; ".join(told) if told else "")
+    return I2IError("simulation", expected="a pipeline that moves", got=got, remedy=remedy)
 
 
 def simulate(

@@ -88,7 +88,8 @@ def fcad_view(
         I2IError: If bits, priorities or batch make no problem.
     """
     space = dataclasses.replace(space, bits=bits)
-    weights, copies = check_arguments(space, budget, priorities, batch, 0.0)
+    goal = check_arguments(space, budget, priorities, batch, 0.0)
+    weights, copies = goal.priorities, goal.batch
     try:
         found = search(space, budget, weights, copies, seed=seed)
     except I2IError as error:
