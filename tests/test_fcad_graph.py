@@ -369,10 +369,9 @@ class Call(nn.Module):
 @pytest.mark.parametrize(
     ("net", "text"),
     [
-        (nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8)), "^1, operator group_norm: expected convolution.* Leave"),
+        (nn.Sequential(conv(3, 8), nn.GroupNorm(2, 8)), "^1, operator group_norm: expected convolution.* leave"),
         (nn.Sequential(conv(3, 8), nn.BatchNorm2d(8, track_running_stats=False)), "operator batch_norm"),
-        (Call(lambda y: y * y), "operator mul"),
-        (Call(lambda y: y * torch.sigmoid(-2 * y)), "operator mul"),
+        (Call(lambda y: y * y[:, :, :1]), "operator mul"),
         (Call(lambda y: nn.functional.conv2d(y, y)), "operator conv2d"),
         (Call(lambda y: 1 / y), "operator reciprocal|operator div"),
         (Call(lambda y: y.softmax(1)), "operator softmax"),
@@ -588,12 +587,6 @@ def test_concatenation_and_sum_are_wiring():
 def test_construction_errors():
     with pytest.raises(I2IError, match="graph: expected at least one convolution or linear layer, got activation"):
         construct(analyse(nn.ReLU(), FRAME))
-    for wire in (
-        lambda net, x: (net.twice(y := net.trunk(x)), net.four(y)),
-        lambda net, x: net.pool(net.twice(net.trunk(x))),
-    ):
-        with pytest.raises(I2IError, match="stage trunk: expected one up-sampling or one pooling behind a convolution"):
-            space_of(wire)
     for factor in (0.5, 1.5):
         with pytest.raises(I2IError, match=f"expected an up-sampling by a whole number, got {factor}"):
             space_of(lambda net, x, factor=factor: nn.functional.interpolate(net.trunk(x), scale_factor=factor))

@@ -65,6 +65,7 @@ class Stage:
     more: tuple[Light, ...] = ()  # lights beside the one that upsample or pool stands for
     burst: int = 1  # input columns that come at once, where a source makes fewer and wider ones (reshaping, shuffles)
     products: int = 0  # of maps that are multiplied on their way in: gates
+    span: tuple[int, int] | None = None  # rows and columns that its kernels meet together, where more than each does
     wider: int = 0  # bits by which weights are wider than the design's: sums of several weights
 
     @property
@@ -123,7 +124,7 @@ class Stage:
         """Rows and columns of the input that one position needs."""
         if self.transposed:
             return tuple(ceil(k / self.stride) for k in self.kernel)
-        return tuple(self.dilation * (k - 1) + 1 for k in self.kernel)
+        return self.span or tuple(self.dilation * (k - 1) + 1 for k in self.kernel)
 
     @property
     def step(self) -> int:
@@ -455,7 +456,8 @@ class _Fusion:
             name=layer.name, in_channels=ci, out_channels=co, in_height=in_height, in_width=in_width,
             height=in_height if flat else height, width=in_width if flat else width, kernel=layer.kernel,
             macs=layer.macs, ops=layer.ops, weights=layer.weights, stride=layer.stride, groups=layer.groups,
-            dilation=layer.dilation, transposed=flat, bias=layer.bias, untied=layer.untied, wider=layer.wider,
+            dilation=layer.dilation, transposed=flat, bias=layer.bias, untied=layer.untied, span=layer.span,
+            wider=layer.wider,
             products=self.products.get(source, 0),
             external=self.waiting.pop(source, 0) if sources else prod(layer.in_shape),
         )  # fmt: skip

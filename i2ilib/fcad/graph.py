@@ -40,6 +40,7 @@ class Layer:
     untied: bool = False  # a bias for each element of the output
     macs: int = 0  # of a transposed convolution: real products only, no inserted zeros
     parameter: str = ""  # name of the weight, by which layers that share one are counted once
+    span: tuple[int, int] | None = None  # rows and columns that its kernels meet together, where more than each does
     wider: int = 0  # bits by which a weight is wider than the network's: sums of several weights
 
     @property

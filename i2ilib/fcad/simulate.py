@@ -75,6 +75,17 @@ class StageActivity:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoveActivity:
+    """A map on its way through external memory."""
+
+    stage: str  # that reads it, or whose output it is
+    branch: str
+    kind: str  # "input", "output" or "join": a map that waits for one
+    busy: int  # cycles in the window
+    cycles: int  # that it needs of the window at a pixel a cycle; less than ``busy`` where the bandwidth is short
+
+
+@dataclasses.dataclass(frozen=True)
 class BranchActivity:
     """One branch of a simulated design."""
 
@@ -98,6 +109,7 @@ class Simulation:
     bits: int  # through external memory in the window, of all kinds
     bandwidth: float  # bit/s that were offered
     frequency_hz: float
+    moves: tuple[MoveActivity, ...] = ()
 
     @property
     def fps(self) -> tuple[float, ...]:
@@ -307,18 +319,21 @@ class _Plant:
         self.stages: dict[tuple[int, int], tuple[_Unit, ...]] = {}  # convolution, and up-samplings and poolings if any
         self.outputs: dict[int, list[_Unit]] = {}  # by pipeline: what sends the branch's output, the last stage's first
         self.images: dict[int, int] = {}  # by pipeline: in a frame of all copies
+        self.moves: list[tuple[str, tuple[int, int], _Unit]] = []  # kind, stage and what moves its map
+        self._here = (0, 0)  # the stage that is being built
         self._stored: dict[int, _Unit] = {}  # by writer: what puts its map into external memory
         for p in space.order:
             pipeline, feeders = space.pipelines[p], sorted(space.shared_from(p))
             self.images[p] = images = self.images[feeders[0]] if feeders else config.batch[p]
             turns = -(-images // config.batch[p])  # a copy may serve several images, one after the other
             for s, (stage, factors) in enumerate(zip(pipeline.stages, config.factors[p], strict=True)):
+                self._here = p, s
                 self.stages[p, s] = self._stage(space, stage, factors, turns, images)
             ends = [len(pipeline.stages) - 1, *(s for q, s in _loose(space) if q == p)]
-            self.outputs[p] = [self._leave(pipeline.stages[s], self.stages[p, s], images) for s in ends]
+            self.outputs[p] = [self._leave((p, s), images) for s in ends]
         for _, p, s in space.taps:
             if p >= 0:  # an input that is handed through is no work of the accelerator's
-                self._leave(space.pipelines[p].stages[s], self.stages[p, s], self.images[p])
+                self._leave((p, s), self.images[p])
 
     @property
     def named(self) -> dict[str, tuple[_Unit, ...]]:
@@ -335,24 +350,28 @@ class _Plant:
         _Edge(writer, reader, capacity, (lines, lines), reader.columns)
         return reader
 
-    def _move(self, columns: int, channels: int, height: int, width: int, images: int) -> _Unit:
+    def _move(self, kind: str, columns: int, channels: int, height: int, width: int, images: int) -> _Unit:
         """A map through external memory, in so many columns, at most a pixel a cycle."""
         pixels = -(-height * width // columns)
-        return self._unit("move", columns, [pixels], bits=[channels * pixels * self.bits * images])
+        unit = self._unit("move", columns, [pixels], bits=[channels * pixels * self.bits * images])
+        self.moves.append((kind, self._here, unit))
+        return unit
 
-    def _leave(self, stage: Stage, units: tuple[_Unit, ...], images: int) -> _Unit:
+    def _leave(self, key: tuple[int, int], images: int) -> _Unit:
         """What sends the map that a stage hands on as an output: one that no other reads, else its first light's."""
+        stage, units, self._here = self._space.pipelines[key[0]].stages[key[1]], self.stages[key], key
         unread = [unit for unit in units[1:] if not unit.outputs]
         end = (unread or units[1:2] or units)[0]
         columns = min(end.columns, stage.out_width)
-        return self._link(end, self._move(columns, stage.out_channels, stage.out_height, stage.out_width, images), 2)
+        there = (columns, stage.out_channels, stage.out_height, stage.out_width, images)
+        return self._link(end, self._move("output", *there), 2)
 
     def _from_memory(self, writer: _Unit, columns: int, channels: int, size: tuple[int, int], images: int) -> _Unit:
         """A map that comes back from external memory, where it is written once."""
         there = (columns, channels, *size, images)
         if writer.index not in self._stored:
-            self._stored[writer.index] = self._link(writer, self._move(*there), 2)
-        return self._link(self._stored[writer.index], self._move(*there), math.inf)
+            self._stored[writer.index] = self._link(writer, self._move("join", *there), 2)
+        return self._link(self._stored[writer.index], self._move("join", *there), math.inf)
 
     def _feeds(self, space: DesignSpace, stage: Stage, images: int) -> tuple[list[_Unit], list[tuple[_Unit, Addend]]]:
         """The units that a stage reads, and those whose maps it adds to its own.
@@ -362,7 +381,7 @@ class _Plant:
         """
         here = stage.in_height, stage.in_width
         if not stage.sources:
-            feeds, sources = [self._move(stage.in_width, stage.in_channels, *here, images)], []
+            feeds, sources = [self._move("input", stage.in_width, stage.in_channels, *here, images)], []
             latest = feeds[0]
         else:
             ports = stage.taken or [space.pipelines[p].stages[s].gives(here) for p, s in stage.sources]
@@ -631,7 +650,16 @@ def simulate(
     stages = [_stage_activity(config, key, unit, plant) for key, units in plant.stages.items() for unit in units]
     branches = [_branch_activity(space, p, plant) for p in range(len(space.pipelines))]
     bits = sum(unit.moved for unit in plant.units)
-    return Simulation(tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz)
+    moves = [
+        MoveActivity(
+            space.pipelines[p].stages[s].name, space.pipelines[p].name, kind, unit.time["busy"],
+            round(unit.moved / unit.bits[0] * unit.cycles[0]),
+        )
+        for kind, (p, s), unit in plant.moves
+    ]  # fmt: skip
+    return Simulation(
+        tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz, tuple(moves)
+    )
 
 
 def _stage_activity(config: Config, key: tuple[int, int], unit: _Unit, plant: _Plant) -> StageActivity:
@@ -666,7 +694,7 @@ def _branch_activity(space: DesignSpace, p: int, plant: _Plant) -> BranchActivit
     done = np.max([unit.finished[:whole_frames] for unit in outputs], axis=0).astype(np.int64)
     steady = done[1:] if len(done) > 2 else done
     interval = float(steady[-1] - steady[0]) / (len(steady) - 1)
-    stages = [plant.stages[key][0] for key in _ancestors(space, p)]
+    stages = [plant.stages[key][0] for key in ancestors(space, p)]
     return BranchActivity(
         name=space.pipelines[p].name,
         images=images,
@@ -688,7 +716,7 @@ def _loose(space: DesignSpace) -> list[tuple[int, int]]:
     return [key for key in earlier if key not in read]
 
 
-def _ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
+def ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
     """The stages that a branch's output depends on."""
     found: set[tuple[int, int]] = set()
     todo = [
