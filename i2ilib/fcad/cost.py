@@ -330,6 +330,19 @@ def evaluate(config: Config) -> Evaluation:
     )
 
 
+def groups(space: DesignSpace, batch: Sequence[int]) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """Of each pipeline: the images of a frame, how often its copies take turns, and the group that waits together."""
+    group, images, turns = {}, {}, {}
+    for p in space.order:
+        feeders = sorted(space.shared_from(p))
+        images[p] = images[feeders[0]] if feeders else batch[p]
+        turns[p] = _ceil(images[p], batch[p])
+        joined = {group[f] for f in feeders}
+        group[p] = min(joined, default=p)
+        group.update({q: group[p] for q, g in group.items() if g in joined})
+    return images, turns, group
+
+
 def at_one_pace(space: DesignSpace, batch: Sequence[int], cycles: np.ndarray) -> np.ndarray:
     """Frames a second that branches deliver: of those that share stages the slowest sets the pace of all.
 
@@ -341,14 +354,7 @@ def at_one_pace(space: DesignSpace, batch: Sequence[int], cycles: np.ndarray) ->
     Returns:
         (..., pipelines) FPS of all copies.
     """
-    group, images, turns = {}, {}, {}
-    for p in space.order:
-        feeders = sorted(space.shared_from(p))
-        images[p] = images[feeders[0]] if feeders else batch[p]
-        turns[p] = _ceil(images[p], batch[p])
-        joined = {group[f] for f in feeders}
-        group[p] = min(joined, default=p)
-        group.update({q: group[p] for q, g in group.items() if g in joined})
+    images, turns, group = groups(space, batch)
     each = np.asarray(cycles) * [turns[p] for p in range(len(batch))]
     pace = {g: each[..., [p for p in group if group[p] == g]].max(-1) for g in set(group.values())}
     return np.stack([images[p] * space.frequency_hz / pace[group[p]] for p in range(len(batch))], -1)
@@ -361,6 +367,6 @@ def operations_per_dsp(bits: int) -> int:
 
 __all__ = [
     "BranchResult", "Budget", "Config", "Evaluation", "Factors", "arriving", "at_one_pace", "blocks", "control",
-    "cycles", "evaluate", "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic",
-    "weight_buffers",
+    "cycles", "evaluate", "groups", "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source",
+    "traffic", "weight_buffers",
 ]  # fmt: skip

@@ -6,9 +6,9 @@ from ..errors import I2IError
 from .arguments import expect, whole
 from .cost import Budget
 
-# Name: DSPs, 18-Kb blocks (two for each of the 36 Kb that data sheets count), bit/s of memory, and where that stands. The
-# figures are the whole device's. A card's shell, a memory controller or a processor's bridge takes some away, and what a
-# placed design reaches is less again.
+# Name: DSPs, 18-Kb blocks (two for each of 36 Kb, which data sheets count), bit/s of memory, and where that stands. The
+# figures are the whole device's. A card's shell or a memory controller takes some away, and what a placed design
+# reaches is less again.
 _DDR3, _DDR4 = 102.4e9, 153.6e9  # one 64-bit channel: DDR3-1600, DDR4-2400
 _KNOWN: dict[str, tuple[int, int, float, str]] = {
     # F-CAD, Table IV: DSPs and 18-Kb blocks as printed; it states no bandwidth, so 64-bit DDR3-1600.
