@@ -231,8 +231,10 @@ def test_results_are_consistent(case, evolve):
     found, again = (search(space, budget, batch_sizes=BATCH, seed=7, n=8, p=60, evolve=evolve) for _ in range(2))
     assert found.config == again.config and found.history == again.history
     assert len(found.history) == 8 and list(found.history) == sorted(found.history)
-    assert found.history[-1] == found.fitness == pytest.approx(
-        float(fitness(found.evaluation.fps, penalty="paper" if evolve == "paper" else "relative"))
+    assert (
+        found.history[-1]
+        == found.fitness
+        == pytest.approx(float(fitness(found.evaluation.fps, penalty="paper" if evolve == "paper" else "relative")))
     )
     before = (-math.inf, *found.history)[found.convergence - 1]
     assert before < found.history[found.convergence - 1] == found.fitness

@@ -178,4 +178,3 @@ class _Program:
         """The score of a choice, and its rates."""
         cycles = np.array([found.cycles[row] for found, row in zip(self.designs, rows, strict=True)])
         return float(self.goal.score(cycles)), self.goal.rates(cycles)
-

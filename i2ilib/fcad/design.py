@@ -290,4 +290,3 @@ def finn_folding(design: Design) -> dict[str, dict[str, int]]:
             number = sum(name.startswith("ConvolutionInputGenerator") for name in folding)
             folding[f"ConvolutionInputGenerator_hls_{number}"] = {"SIMD": cpf}
     return folding
-

@@ -657,9 +657,7 @@ def simulate(
         )
         for kind, (p, s), unit in plant.moves
     ]  # fmt: skip
-    return Simulation(
-        tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz, tuple(moves)
-    )
+    return Simulation(tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz, tuple(moves))
 
 
 def _stage_activity(config: Config, key: tuple[int, int], unit: _Unit, plant: _Plant) -> StageActivity:
