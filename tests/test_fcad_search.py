@@ -287,12 +287,15 @@ def test_many_branches(monkeypatch):
     space = DesignSpace(tuple(chain(str(i), i, [(4, 16, 32), (16, 4, 32)]) for i in range(5)))
     budget = Budget(400, 400)
     whole = optimum(space, budget)
-    monkeypatch.setattr(sys.modules["i2ilib.fcad.optimum"], "MANY", 2000)
+    module = sys.modules["i2ilib.fcad.optimum"]
+    monkeypatch.setattr(module, "MANY", 2000)
+    monkeypatch.setattr(module, "TOO_MANY", 1000)
     cut = optimum(space, budget)
     assert whole.complete and not cut.complete
     assert cut.fitness == pytest.approx(whole.fitness) == pytest.approx(search(space, budget).fitness)
     assert cut.feasible < whole.feasible < whole.combinations == cut.combinations
-    monkeypatch.setattr(sys.modules["i2ilib.fcad.optimum"], "MANY", 5)
+    monkeypatch.setattr(module, "MANY", 5)
+    monkeypatch.setattr(module, "TOO_MANY", 1)
     program = optimum(space, budget)  # the integer program, which proves the same
     assert program.fitness == pytest.approx(whole.fitness) and program.exact and program.feasible is None
     with pytest.raises(I2IError, match="at most 5 combinations of frame rates"):
