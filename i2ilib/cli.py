@@ -668,7 +668,8 @@ def _design(options: argparse.Namespace) -> int:
         write_csv(found, options.csv)
     if options.plot:
         _plot_design(found, options.plot)
-    _say(options, to_json(found), _told(found))
+    host = [f"  left to the host: {', '.join(graph.host)}"] if graph.host else []
+    _say(options, to_json(found) | {"host": graph.host}, "\n".join([_told(found), *host]))
     return 0
 
 
@@ -743,7 +744,7 @@ def _network(options: argparse.Namespace):
 
     path, _, factory = options.network.partition(".py:")
     if not factory:
-        return analyse(options.network), Path(options.network).stem
+        return analyse(options.network, leave_ends=True), Path(options.network).stem
     import torch
 
     made = _made_by(Path(f"{path}.py"), factory)
@@ -752,7 +753,7 @@ def _network(options: argparse.Namespace):
         inputs = tuple(torch.zeros([int(n) for n in shape.split(",")], device="meta") for shape in options.input)
     if inputs is None:
         raise I2IError(factory, expected="a module and its example inputs, or --input N,C,H,W", got="a module alone")
-    return analyse(module, inputs), factory
+    return analyse(module, inputs, leave_ends=True), factory
 
 
 def _made_by(path: Path, factory: str):

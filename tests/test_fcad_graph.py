@@ -259,7 +259,9 @@ def test_onnx_refusals(tmp_path):
     softmax = [("Conv", ["x", "w"], ["a"], {}), ("Softmax", ["a"], ["y"], {"name": "soft"})]
     with pytest.raises(I2IError, match="soft, operator Softmax"):
         analyse(onnx_file(tmp_path / "a.onnx", softmax, [weight]))
-    for op in ("Div", "Sub"):
+    left = analyse(onnx_file(tmp_path / "a.onnx", softmax, [weight]), leave_ends=True)
+    assert ([layer.kind for layer in left.layers], left.host) == (["conv"], ("soft (Softmax)",))
+    for op in ("Div",):
         nodes = [("Conv", ["x", "w"], ["a"], {}), (op, ["one", "a"], ["y"], {})]
         with pytest.raises(I2IError, match=f"operator {op}"):
             analyse(onnx_file(tmp_path / "b.onnx", nodes, [weight, ("one", torch.ones(()))]))
@@ -388,6 +390,13 @@ def test_unknown_operators(net, text):
     x = torch.zeros(1, 3, 4, 4, 4) if isinstance(net, nn.Conv3d) else FRAME
     with pytest.raises(I2IError, match=text):
         analyse(net, x)
+
+
+def test_operators_at_the_end_can_be_left_to_the_host():
+    graph = analyse(Call(lambda y: y.softmax(1)), FRAME, leave_ends=True)
+    assert [layer.kind for layer in graph.layers] == ["conv"] and "softmax" in graph.host[0]
+    with pytest.raises(I2IError, match="operator softmax"):
+        analyse(Call(lambda y: y.softmax(1) + 1), FRAME, leave_ends=True)
 
 
 def test_bad_arguments():

@@ -93,6 +93,7 @@ class Graph:
     layers: tuple[Layer, ...]  # in running order
     outputs: tuple[str, ...]  # the layer, or the network's input, behind each output
     names: tuple[str, ...]  # of the outputs
+    host: tuple[str, ...] = ()  # operators behind an output that were left to the host
 
     def layer(self, name: str) -> Layer:
         """The layer of that name.
@@ -189,7 +190,10 @@ def _parameters(layers: Iterable[Layer]) -> int:
 
 
 def analyse(
-    model: nn.Module | str | os.PathLike, example_inputs: Tensor | tuple | Mapping[str, Any] | None = None
+    model: nn.Module | str | os.PathLike,
+    example_inputs: Tensor | tuple | Mapping[str, Any] | None = None,
+    *,
+    leave_ends: bool = False,
 ) -> Graph:
     """The layers of any network made of convolutions and what goes with them, traced and not typed in.
 
@@ -200,7 +204,10 @@ def analyse(
 
     Args:
         model: A module, or the path of an ONNX file (Q/DQ pairs are seen through).
-        example_inputs: For a module: a tensor, a tuple of them, or a dict of keyword arguments; only shapes count.
+        example_inputs: For a module: a tensor, a tuple of them, or a dict of keyword arguments; only shapes count. A
+            frame without a batch axis counts as a batch of one.
+        leave_ends: Leave an operator that no stage can be to the host where nothing but an output comes behind it (a
+            softmax, say); ``Graph.host`` names it.
 
     Raises:
         I2IError: If an operator is none that an accelerator of this kind has (the message names it and its module), the
@@ -215,10 +222,10 @@ def analyse(
     if isinstance(model, str | os.PathLike):
         from .onnx_graph import read
 
-        return read(Path(model))
+        return read(Path(model), leave_ends)
     from .torch_graph import trace
 
-    return trace(model, example_inputs)
+    return trace(model, example_inputs, leave_ends)
 
 
 # --- what both front ends build with ---------------------------------------------------------------------------------
@@ -255,6 +262,7 @@ class Builder:
         self.layers: dict[str, Layer] = {}
         self.behind: dict[str, str] = {}  # tensor to the layer or input that it is
         self.known: dict[object, str] = {}  # what is computed to the tensor that holds it
+        self.host: list[str] = []  # what is left to the host
 
     def input(self, key: str) -> None:
         """Declare an input of the network."""
@@ -333,9 +341,8 @@ class Builder:
             outputs: Name of an output to the key of its tensor.
         """
         names = tuple(outputs)
-        graph = Graph(
-            self.inputs, tuple(self.layers.values()), tuple(self.behind[key] for key in outputs.values()), names
-        )
+        behind = tuple(self.behind[key] for key in outputs.values())
+        graph = Graph(self.inputs, tuple(self.layers.values()), behind, names, tuple(self.host))
         needed = {layer.name for branch in graph.branches for layer in branch.layers}
         return dataclasses.replace(graph, layers=tuple(layer for layer in graph.layers if layer.name in needed))
 

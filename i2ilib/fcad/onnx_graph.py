@@ -20,7 +20,7 @@ SMALL = 64  # elements of a constant that is computed
 REMEDY = "Export it with fixed height and width."
 
 
-def read(path: Path) -> Graph:
+def read(path: Path, leave_ends: bool = False) -> Graph:
     """Read a file and build its graph; see :func:`i2ilib.fcad.graph.analyse`.
 
     A batch axis without a size counts as one frame. What the file computes from shapes alone is computed.
@@ -38,7 +38,7 @@ def read(path: Path) -> Graph:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:  # a foreign file can fail anywhere
         raise IntegrityError(str(path), expected="a readable ONNX file", got=reason(error)) from None
-    return _Reader(onnx, graph, str(path)).graph()
+    return _Reader(onnx, graph, str(path), leave_ends).graph()
 
 
 def _fold(optimizer, model) -> None:
@@ -67,7 +67,8 @@ def _repeats(attributes: dict) -> bool:
 
 
 class _Reader:
-    def __init__(self, onnx, graph, path: str):
+    def __init__(self, onnx, graph, path: str, leave_ends: bool):
+        self.leave_ends, self.read = leave_ends, {key for node in graph.node for key in node.input}
         self.onnx, self.nodes, self.path = onnx, graph.node, path
         self.constants: dict[str, tuple[int, ...] | None] = {one.name: tuple(one.dims) for one in graph.initializer}
         self.values = {one.name: one for one in graph.initializer}
@@ -167,12 +168,15 @@ class _Reader:
             if op == "Div" and node.input[0] not in alive:
                 raise unknown(name, op)
             add("norm")
-        elif op in ("Add", "Sub"):
-            if len(operands) == 2:
+        elif op in ("Add", "Sub", "Sum"):
+            if len(operands) >= 2:
                 add("add")
             else:  # also a constant less a map: by -1, and a bias
                 add("bias", weight=next((key for key in node.input if key not in alive), ""))
         elif op in SHAPES:
+            add("shape")
+        elif self.leave_ends and not self.read & set(node.output):
+            self.builder.host.append(f"{name} ({op})")
             add("shape")
         else:
             raise unknown(name, op)

@@ -34,7 +34,7 @@ MAPS = {"conv2d", "conv_transpose2d", *POOLS, "adaptive_avg_pool2d", "adaptive_m
 ADAPTIVE = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
+def trace(model: nn.Module, example_inputs: Any, leave_ends: bool = False) -> Graph:
     """Export a module and build its graph; see :func:`i2ilib.fcad.graph.analyse`."""
     import torch
     from torch import nn
@@ -76,7 +76,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
             node.meta.get("val"), torch.Tensor | list | tuple
         ):
             alive.add(node.name)
-            _take(node, builder, alive, same)
+            ends = leave_ends and all(user.op == "output" for user in node.users)
+            _take(node, builder, alive, same, ends)
     tree = program.call_spec.out_spec
     named = _pytree.tree_unflatten(list(range(tree.num_leaves)), tree)
     outputs = {}
@@ -152,8 +153,8 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, int]]:
                 yield from _leaves(value, f"{prefix or 'branch '}{number}")
 
 
-def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str, str]) -> None:
-    """Hand one exported node to the builder."""
+def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str, str], ends: bool) -> None:
+    """Hand one exported node to the builder; one that ends the network may be left to the host."""
     operator = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
     plain = operator.removesuffix("_")  # in place or not
     name = _name(node)
@@ -219,6 +220,9 @@ def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str
     elif plain == "add":
         add("bias", weight=node.args[0].name)
     elif plain in SHAPES or operator in SHAPES:
+        add("shape")
+    elif ends:
+        builder.host.append(f"{name} ({operator})")
         add("shape")
     else:
         raise unknown(name, operator)
