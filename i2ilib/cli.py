@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -219,6 +220,32 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--keep", type=Path, metavar="FOLDER", help="keep scores there; an interrupted run goes on with the next file"
     )
+
+    design = command("design", _design, "Find an accelerator for a network: on a chip, or the smallest for a rate.")
+    design.add_argument("network", metavar="NET", help="an ONNX file, or module.py:factory, see --input")
+    design.add_argument("--input", action="append", metavar="N,C,H,W",
+                        help="shape of an input of the factory's module, unless it gives (module, inputs)")  # fmt: skip
+    design.add_argument("--platform", metavar="NAME", help="of a chip or card; an unknown one lists all")
+    design.add_argument("--dsp", type=int, help="DSP slices, instead of a platform's or of those of --platform")
+    design.add_argument("--bram", type=int, metavar="BLOCKS", help="block RAMs of 18 Kb")
+    design.add_argument("--bandwidth", type=float, metavar="GB/S", help="of external memory")
+    design.add_argument("--mhz", type=float, default=200.0, help="clock, an assumption (default: 200)")
+    design.add_argument("--bits", type=int, default=8, choices=[8, 16], help="of maps and weights (default: 8)")
+    design.add_argument("--fps", type=_numbers, metavar="RATE[,RATE]", help="find the smallest design that delivers it")
+    design.add_argument("--priorities", type=_numbers, metavar="P,P", help="weight of each branch's rate (default: 1)")
+    design.add_argument("--batch", type=_numbers, metavar="N,N", help="copies of each branch (default: 1)")
+    design.add_argument("--objective", default="delivered", choices=["delivered", "slowest", "built"],
+                        help="rates that come out (default), the lowest of them, or the paper's Eq. 5")  # fmt: skip
+    design.add_argument("--fold", default="no", choices=["no", "exact", "rounded"],
+                        help="compute convolutions behind doublings before them, with kernels as wide as their sums"
+                        " (exact), or rounded to the old width")  # fmt: skip
+    design.add_argument("--seed", type=int, default=0, help="of the search")
+    design.add_argument("--seconds", type=float, default=20.0, help="for the proof of many branches (default: 20)")
+    design.add_argument("--frames", type=int, default=3, help="that are simulated; 0: none (default: 3)")
+    design.add_argument("--out", type=Path, metavar="FILE", help="write the design file (JSON)")
+    design.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each stage")
+    design.add_argument("--plot", type=Path, metavar="FILE", help="draw its pipelines")
+    design.add_argument("--finn", type=Path, metavar="FILE", help="write FINN's folding configuration, if there is one")
 
     bench = command("bench", _bench, "Time a model on the backends that are here, each verified before.")
     bench.add_argument("model", type=Path, help="a .safetensors file; INT8 backends need its fix positions")
@@ -598,6 +625,149 @@ def _bench(options: argparse.Namespace) -> int:
     ]
     _say(options, {"model": str(options.model), "run": run.describe(), "backends": rows}, "\n".join(lines))
     return 0
+
+
+def _design(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .fcad import construct, fold, simulate
+    from .fcad.design import best, finn_folding, smallest_for, to_json, write, write_csv
+    from .runtime import atomic_path
+
+    for path in (options.out, options.csv, options.plot, options.finn):
+        if path is not None:
+            _writable(path)
+    if options.plot and options.plot.suffix.lower() not in _PLOTS:
+        raise I2IError("--plot", expected="a file that ends in " + ", ".join(_PLOTS), got=options.plot.name)
+    if options.frames and options.frames < 2:
+        raise I2IError("--frames", expected="0, or 2 or more", got=options.frames)
+    graph, name = _network(options)
+    if options.fold != "no":
+        graph = fold(graph, exact=options.fold == "exact")
+    space = construct(graph, bits=options.bits, frequency_hz=1e6 * options.mhz)
+    budget, batch = _budget(options), options.batch and [int(n) if n == int(n) else n for n in options.batch]
+    if options.fps:
+        fps = options.fps if len(options.fps) > 1 else options.fps[0]
+        found = smallest_for(graph, space, fps, batch, budget=budget, name=name)
+    elif budget is None:
+        raise I2IError("budget", expected="--platform, or --dsp and --bram, or --fps", got="none of them")
+    else:
+        bar = functools.partial(tqdm, desc="searching", disable=options.json or not sys.stderr.isatty(), leave=False)
+        found = best(graph, space, budget, batch, priorities=options.priorities, objective=options.objective,
+                     seed=options.seed, name=name, seconds=options.seconds, progress=bar)  # fmt: skip
+    if options.frames:
+        bandwidth = found.budget.bandwidth if found.budget else float("inf")
+        ran = simulate(found.config, frames=options.frames, bandwidth=bandwidth)
+        found = dataclasses.replace(found, simulated=ran.fps)
+    if options.finn:
+        with atomic_path(options.finn) as temporary:
+            temporary.write_text(json.dumps(finn_folding(found), indent=1) + "\n", encoding="utf-8")
+    if options.out:
+        write(found, options.out)
+    if options.csv:
+        write_csv(found, options.csv)
+    if options.plot:
+        _plot_design(found, options.plot)
+    host = [f"  left to the host: {', '.join(graph.host)}"] if graph.host else []
+    _say(options, to_json(found) | {"host": graph.host}, "\n".join([_told(found), *host]))
+    return 0
+
+
+def _told(found) -> str:
+    """A design as a table, and how good it is."""
+    from .fcad.design import NOT_MODELLED
+
+    space, result = found.config.space, found.evaluation
+    stages = sum(len(pipeline.stages) for pipeline in space.pipelines)
+    lines = [
+        f"{found.network}: {stages} stages in {len(space.pipelines)} branches, {space.bits} bits at"
+        f" {space.frequency_hz / 1e6:g} MHz",
+        f"  {'branch':20} {'batch':>5} {'DSP':>6} {'BRAM18':>6} {'FPS':>10} {'delivered':>10} {'simulated':>10}",
+    ]
+    for p, branch in enumerate(result.branches):
+        ran = f"{found.simulated[p]:10.1f}" if found.simulated else f"{'-':>10}"
+        told = f"{branch.batch:5} {branch.dsp:6} {branch.bram:6} {branch.fps:10.1f} {branch.delivered:10.1f} {ran}"
+        lines.append(f"  {branch.name[:20]:20} {told}")
+    given = f" of {found.budget.dsp}" if found.budget else ""
+    blocks = f" of {found.budget.bram}" if found.budget else ""
+    lines.append(f"  in all {result.dsp}{given} DSPs, {result.bram}{blocks} block RAMs of 18 Kb,"
+                 f" {result.bandwidth / 8e9:.2f} GB/s, {result.efficiency:.1%} efficient")  # fmt: skip
+    if found.target:
+        lines.append("  no design of its factors delivers that with fewer DSPs")
+    elif found.proven:
+        lines.append("  no design of its space is better")
+    else:
+        lines.append(f"  score {found.fitness:.1f}; no design exceeds {found.bound:.1f}")
+    return "\n".join([*lines, f"  modelled. {NOT_MODELLED}."])
+
+
+def _plot_design(found, path: Path) -> None:
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    from . import plots
+    from .plots.fcad import pipelines
+
+    matplotlib.use("agg")  # files, no windows
+    figure = pipelines(found.config, title=f"{found.network}: the design found (modelled)")
+    plots.save(figure, path)
+    plt.close(figure)
+
+
+def _numbers(text: str) -> list[float]:
+    """Numbers with commas between."""
+    return [float(word) for word in text.split(",")]
+
+
+def _budget(options: argparse.Namespace):
+    """What the options say of a chip; None if nothing."""
+    from .fcad.cost import Budget
+    from .fcad.platforms import platform
+
+    own = {"dsp": options.dsp, "bram": options.bram}
+    own["bandwidth"] = None if options.bandwidth is None else 8e9 * options.bandwidth
+    own = {name: value for name, value in own.items() if value is not None}
+    if options.platform:
+        chip = platform(options.platform)
+        return dataclasses.replace(chip, name=f"{chip.name} in part", **own) if own else chip
+    if not own:
+        return None
+    if not {"dsp", "bram"} <= own.keys():
+        missing = " and ".join(f"--{name}" for name in ("dsp", "bram") if name not in own)
+        raise I2IError("budget", expected=f"{missing} too, or a --platform", got=", ".join(own))
+    return Budget(**own)
+
+
+def _network(options: argparse.Namespace):
+    """The analysed network, and its name."""
+    from .fcad import analyse
+
+    path, _, factory = options.network.partition(".py:")
+    if not factory:
+        return analyse(options.network, leave_ends=True), Path(options.network).stem
+    import torch
+
+    made = _made_by(Path(f"{path}.py"), factory)
+    module, inputs = made if isinstance(made, tuple) else (made, None)
+    if options.input:
+        inputs = tuple(torch.zeros([int(n) for n in shape.split(",")], device="meta") for shape in options.input)
+    if inputs is None:
+        raise I2IError(factory, expected="a module and its example inputs, or --input N,C,H,W", got="a module alone")
+    return analyse(module, inputs, leave_ends=True), factory
+
+
+def _made_by(path: Path, factory: str):
+    """What a function of a Python file gives."""
+    import importlib.util
+
+    if not path.is_file():
+        raise I2IError(str(path), expected="a Python file", got="none")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(make := getattr(module, factory, None)):
+        raise I2IError(str(path), expected=f"a function {factory}", got="none")
+    return make()
 
 
 def _calibration(clip, options, *, frames: int = 4):

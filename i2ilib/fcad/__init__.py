@@ -11,6 +11,7 @@ from .graph import Graph, analyse
 from .optimum import optimum
 from .pareto import fastest, refresh
 from .platforms import PLATFORMS
+from .rewrite import fold
 from .search import search
 from .simulate import simulate
 
@@ -24,6 +25,7 @@ __all__ = [
     "construct",
     "evaluate",
     "fastest",
+    "fold",
     "optimum",
     "refresh",
     "search",

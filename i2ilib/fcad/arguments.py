@@ -26,17 +26,22 @@ def kind_of(value: object) -> str:
 
 def whole(value: object, least: int = 1) -> bool:
     """Whether a value is a whole number, NumPy's included, not below ``least``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, Integral) and not _truth(value) and value >= least
 
 
 def positive(value: object) -> bool:
     """Whether a value is a number above 0, infinity included."""
-    return isinstance(value, Real) and value > 0
+    return isinstance(value, Real) and not _truth(value) and value > 0
 
 
 def weight(value: object) -> bool:
     """Whether a value is a finite number, not below 0."""
-    return isinstance(value, Real) and 0 <= value < inf
+    return isinstance(value, Real) and not _truth(value) and 0 <= value < inf
+
+
+def _truth(value: object) -> bool:
+    """Whether a value is True or False, NumPy's included, which Python counts among the numbers."""
+    return isinstance(value, bool) or type(value).__name__ == "bool"
 
 
 def several(values: Any) -> tuple:

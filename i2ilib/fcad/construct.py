@@ -13,6 +13,24 @@ Factors = tuple[int, int, int]  # (cpf, kpf, h)
 
 
 @dataclasses.dataclass(frozen=True)
+class Light:
+    """An up-sampling or a pooling behind a convolution: a buffer and a control of its own."""
+
+    kind: str  # "upsample" or "pool"
+    factor: int  # of the up-sampling, or columns of the pooling's window
+    size: tuple[int, int]  # rows and columns of the map that it makes
+    behind: int = 0  # what it reads: 0 the convolution, n the n-th light of its stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Addend:
+    """A map of another stage that is added to what a stage gives."""
+
+    source: tuple[int, int]  # (pipeline, stage)
+    size: tuple[int, int]  # rows and columns of both maps
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
     """One convolution with what is fused into it: a unit of the accelerator.
 
@@ -42,6 +60,13 @@ class Stage:
     untied: bool = False  # one bias for each output element
     external: int = 0  # map elements per frame to and from external memory: inputs, outputs, maps that wait for a join
     sources: tuple[tuple[int, int], ...] = ()  # (pipeline, stage), the latest first; empty: the network's input
+    taken: tuple[int, ...] = ()  # of each source: 0 its convolution's map, n its n-th light's; empty: as sizes tell
+    addends: tuple[Addend, ...] = ()  # added at its output, column by column
+    more: tuple[Light, ...] = ()  # lights beside the one that upsample or pool stands for
+    burst: int = 1  # input columns that come at once, where a source makes fewer and wider ones (reshaping, shuffles)
+    products: int = 0  # of maps that are multiplied on their way in: gates
+    span: tuple[int, int] | None = None  # rows and columns that its kernels meet together, where more than each does
+    wider: int = 0  # bits by which weights are wider than the design's: sums of several weights
 
     @property
     def made(self) -> tuple[int, int]:
@@ -65,11 +90,41 @@ class Stage:
         return self.upsample > 1 or self.pool > 0
 
     @property
+    def lights(self) -> tuple[Light, ...]:
+        """All up-samplings and poolings behind it."""
+        if not self.light:
+            return self.more
+        kind, factor = ("pool", self.pool) if self.pool else ("upsample", self.upsample)
+        return (Light(kind, factor, (self.out_height, self.out_width)), *self.more)
+
+    def gives(self, size: tuple[int, int]) -> int:
+        """Which of its maps a reader of that size takes: 0 the convolution's, n the n-th light's."""
+        sizes = [light.size for light in self.lights]
+        if size in sizes:
+            return sizes.index(size) + 1
+        return 0 if not sizes or size in (self.made, (self.height, self.width)) else 1  # else reshaped or cropped
+
+    def paired(self, bits: int) -> bool:
+        """Whether two products share a multiplier: at 8 bits, where two output channels meet the same input.
+
+        Not so where each output channel of a group has inputs of its own (depthwise), nor where weights are wider.
+        """
+        return bits == 8 and not self.wider and self.out_channels // self.groups % 2 == 0
+
+    @property
+    def held(self) -> int:
+        """Columns that its input buffer holds: those that a position keeps, and two steps, one used and one filled."""
+        reach, step = self.reach[1], max(self.step, self.burst)
+        if self.burst > 1:
+            return min(max(reach - self.step, 0) + 2 * step, 2 * self.in_width)
+        return 2 * reach if self.width == 1 and reach > 1 else reach + step
+
+    @property
     def reach(self) -> tuple[int, int]:
         """Rows and columns of the input that one position needs."""
         if self.transposed:
             return tuple(ceil(k / self.stride) for k in self.kernel)
-        return tuple(self.dilation * (k - 1) + 1 for k in self.kernel)
+        return self.span or tuple(self.dilation * (k - 1) + 1 for k in self.kernel)
 
     @property
     def step(self) -> int:
@@ -139,7 +194,8 @@ class DesignSpace:
     def shared_from(self, pipeline: int) -> set[int]:
         """Indices of the other pipelines whose stages feed this one."""
         stages = self.pipelines[pipeline].stages
-        return {source for stage in stages for source, _ in stage.sources} - {pipeline}
+        fed = {source for stage in stages for source, _ in stage.sources}
+        return (fed | {addend.source[0] for stage in stages for addend in stage.addends}) - {pipeline}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,10 +259,12 @@ def construct(graph: Graph, *, bits: int = 8, frequency_hz: float = 200e6) -> De
 
     Fusion: a convolution, transposed convolution or linear layer makes a stage; bias, batch norm and activation belong
     to it. An up-sampling or a pooling behind it becomes a light stage of its own, with a buffer and its own control,
-    that keeps up with the convolution, as DNNBuilder's pooling stages do. Concatenation, sums and shuffles are wiring:
-    a stage then has several sources, and a sum is added up by the latest of them. Maps that wait for a join with a
-    longer path go through external memory, written once and read once. What happens to the network's input before the
-    first convolution is left to whoever writes that input.
+    that keeps up with the convolution, as DNNBuilder's pooling stages do; a convolution may have several, for several
+    readers. Concatenation, sums, products and shuffles are wiring. A stage that reads a concatenation has several
+    sources. A sum is added at the output of the stage that lags most; what is added to it are its ``addends``. A
+    product with a gate (squeeze and excitation) is formed where it is read, by a multiplier for each channel that comes
+    at once. Maps that wait for a join with a longer path go through external memory, written once and read by each
+    join. What happens to the network's input before the first convolution is left to whoever writes that input.
 
     Separation: every output is a branch. A stage that several branches need belongs to the one with the highest demand,
     in operations with everything that it needs; the others are fed by it.
@@ -221,7 +279,7 @@ def construct(graph: Graph, *, bits: int = 8, frequency_hz: float = 200e6) -> De
         they come with the stage that is named there, at its rate.
 
     Raises:
-        I2IError: If there is no convolution, or one is followed by light stages that a single one cannot stand for.
+        I2IError: If there is no convolution, or an up-sampling or pooling stands where none can be.
 
     Example:
         >>> import torch
@@ -239,27 +297,23 @@ def construct(graph: Graph, *, bits: int = 8, frequency_hz: float = 200e6) -> De
         raise I2IError("graph", expected="at least one convolution or linear layer", got=got)
     for output in dict.fromkeys(graph.outputs):
         fusion.leave(output)
+    names = fusion.running_order()
 
     branches = graph.branches
     owner: dict[str, int] = {}  # stage to pipeline-to-be
     for index in sorted(range(len(branches)), key=lambda index: -branches[index].ops):
-        for layer in branches[index].layers:
-            if layer.name in fusion.stages:
-                owner.setdefault(layer.name, index)
+        # What is added to a stage is needed with it. So a stage's sources belong to its own branch or to one of higher
+        # demand, and pipelines feed each other in one direction.
+        for name in fusion.behind(fusion.tail[graph.outputs[index]]):
+            owner.setdefault(name, index)
     owning = [index for index in range(len(branches)) if index in owner.values()]
     place: dict[str, tuple[int, int]] = {}
-    members: list[list[str]] = [[name for name in fusion.stages if owner.get(name) == index] for index in owning]
-    for p, names in enumerate(members):
-        place |= {name: (p, s) for s, name in enumerate(names)}
+    members: list[list[str]] = [[name for name in names if owner.get(name) == index] for index in owning]
+    for p, own in enumerate(members):
+        place |= {name: (p, s) for s, name in enumerate(own)}
     pipelines = tuple(
-        Pipeline(
-            branches[index].name,
-            tuple(
-                dataclasses.replace(fusion.stages[name], sources=tuple(place[one] for one in fusion.sources[name]))
-                for name in names
-            ),
-        )
-        for index, names in zip(owning, members, strict=True)
+        Pipeline(branches[index].name, tuple(fusion.finished(name, place) for name in own))
+        for index, own in zip(owning, members, strict=True)
     )
     taps = tuple(
         (branch.name, *(place[fusion.tail[output][0]] if fusion.tail[output] else (-1, -1)))
@@ -270,104 +324,248 @@ def construct(graph: Graph, *, bits: int = 8, frequency_hz: float = 200e6) -> De
 
 
 class _Fusion:
-    """Turns layers into stages, one layer after another; stages are known by the name of their convolution."""
+    """Turns layers into stages, one layer after another; stages are known by the name of their convolution.
+
+    A map is known by its layer: the stages that make it (``tail``, the latest first), which of each stage's maps it is
+    (``port``: 0 the convolution's, n that of its n-th light), and how far it lags behind the network's input
+    (``lag``, in maps): what a join must wait for.
+    """
 
     def __init__(self, graph: Graph):
-        self.stages: dict[str, Stage] = {}  # in running order
+        self.stages: dict[str, Stage] = {}  # in the order of the trace
         self.sources: dict[str, tuple[str, ...]] = {}
-        self.tail: dict[str, tuple[str, ...]] = {name: () for name in graph.inputs}  # who makes a map, the latest first
+        self.taken: dict[str, dict[str, int]] = {}
+        self.addends: dict[str, dict[tuple[str, tuple[int, int]], None]] = {}
+        self.lights: dict[str, list[Light]] = {}
+        self.used: set[tuple[str, int]] = set()  # (stage, port) that something reads
+        self.tail: dict[str, tuple[str, ...]] = {name: () for name in graph.inputs}
+        self.port: dict[str, dict[str, int]] = {name: {} for name in graph.inputs}
+        self.lag: dict[str, float] = dict.fromkeys(graph.inputs, 0.0)
         self.elements = {name: prod(shape) for name, shape in graph.inputs.items()}
         self.waiting: dict[str, int] = {}  # of a join: elements that go through external memory for it
+        self.written: set[str] = set()  # maps that lie there: read again, written once
+        self.products: dict[str, int] = {}  # of a map that is formed where it is read, because it has a gate
+        self.shapes = {**graph.inputs, **{layer.name: layer.out_shape for layer in graph.layers}}
+        self.needs: dict[str, set[int]] = {}
+        for index, branch in enumerate(graph.branches):
+            for layer in branch.layers:
+                self.needs.setdefault(layer.name, set()).add(index)
 
     def take(self, layer: Layer) -> None:
         self.elements[layer.name] = layer.elements
+        self.lag[layer.name] = max(self.lag[name] for name in layer.inputs) + _lag(layer)
         if layer.kind in ("conv", "deconv", "linear"):
             self._open(layer)
-        elif layer.kind in ("concat", "add"):
+        elif layer.kind in ("concat", "add", "mul"):
             self._join(layer)
         else:
-            self.tail[layer.name] = tail = self.tail[layer.inputs[0]]
             self._pass_on(layer)
-            if tail and layer.kind != "shuffle":
-                self._attach(layer, tail)
+            if self.tail[layer.name] and layer.kind != "shuffle":
+                self._attach(layer)
 
     def leave(self, output: str) -> None:
         """Write an output of the network to external memory."""
         if tail := self.tail[output]:
-            self._charge(tail[0], self.elements[output] + self.waiting.pop(output, 0))
+            self._read(output)
+            self._charge(tail[0], self.elements[output] + self.waiting.pop(output, 0), self.products.get(output, 0))
+
+    def running_order(self) -> list[str]:
+        """The stages, each after those that it reads and adds."""
+        order: list[str] = []
+        state: dict[str, bool] = {}  # True: placed, False: being placed
+        for name in self.stages:
+            waiting = [name]
+            while waiting:
+                if state.get(waiting[-1]):
+                    waiting.pop()
+                    continue
+                here, state[here] = waiting[-1], False
+                ahead = [one for one in self._before(here) if one not in state]
+                if ahead:
+                    waiting += ahead
+                else:
+                    state[here] = True
+                    order.append(waiting.pop())
+        return order
+
+    def behind(self, tail: tuple[str, ...]) -> list[str]:
+        """The stages that make a map, and all that these need, in the order of the trace."""
+        found: set[str] = set()
+        waiting = list(tail)
+        while waiting:
+            if (name := waiting.pop()) not in found:
+                found.add(name)
+                waiting += self._before(name)
+        return [name for name in self.stages if name in found]
+
+    def _before(self, name: str) -> list[str]:
+        return [*self.sources[name], *(source for source, _ in self.addends[name])]
+
+    def finished(self, name: str, place: dict[str, tuple[int, int]]) -> Stage:
+        """The stage with its sources by place, and its lights without those that only stand before another."""
+        stage, sources = self._with_lights(name), self.sources[name]
+        addends = tuple(Addend(place[source], size) for source, size in self.addends[name])
+        taken = tuple(self._port(source, self.taken[name][source]) for source in sources)
+        here = stage.in_height, stage.in_width
+        if all(self._with_lights(source).gives(here) == port for source, port in zip(sources, taken, strict=True)):
+            taken = ()
+        return dataclasses.replace(
+            stage, sources=tuple(place[source] for source in sources), taken=taken, addends=addends,
+            burst=self._burst(name),
+        )  # fmt: skip
+
+    def _burst(self, name: str) -> int:
+        stage = self.stages[name]
+        widths = [self._size(source, port)[1] for source, port in self.taken[name].items()]
+        if stage.products:  # a gate is one number a channel, and waits nowhere
+            widths = [width for width in widths if width > 1] or [stage.in_width]
+        return max((-(-stage.in_width // width) for width in widths), default=1)
+
+    def _size(self, name: str, port: int) -> tuple[int, int]:
+        return self.lights[name][port - 1].size if port else self.stages[name].made
+
+    def _kept(self, name: str) -> list[int]:
+        """Ports of the lights that are read, and of those before them."""
+        lights = self.lights[name]
+        kept = {port for stage, port in self.used if stage == name and port}
+        for port in range(len(lights), 0, -1):
+            if port in kept and lights[port - 1].behind:
+                kept.add(lights[port - 1].behind)
+        return sorted(kept)
+
+    def _port(self, name: str, port: int) -> int:
+        return self._kept(name).index(port) + 1 if port else 0
+
+    def _with_lights(self, name: str) -> Stage:
+        stage, kept = self.stages[name], self._kept(name)
+        lights = [self.lights[name][port - 1] for port in kept]
+        lights = [dataclasses.replace(light, behind=self._port(name, light.behind)) for light in lights]
+        if not lights:
+            return stage
+        first, more = lights[0], tuple(lights[1:])
+        if first.kind == "pool":
+            return dataclasses.replace(stage, pool=first.factor, handed_on=first.size, more=more)
+        return _handing(dataclasses.replace(stage, upsample=first.factor, more=more), first.size)
 
     def _open(self, layer: Layer) -> None:
         (ci, in_height, in_width), (co, height, width) = layer.in_shape, layer.out_shape
         source, flat = layer.inputs[0], layer.kind == "deconv"
+        self._read(source)
         sources = self.tail[source]
-        self.stages[layer.name] = Stage(
+        stage = Stage(
             name=layer.name, in_channels=ci, out_channels=co, in_height=in_height, in_width=in_width,
             height=in_height if flat else height, width=in_width if flat else width, kernel=layer.kernel,
             macs=layer.macs, ops=layer.ops, weights=layer.weights, stride=layer.stride, groups=layer.groups,
-            dilation=layer.dilation, transposed=flat, bias=layer.bias,
-            untied=layer.untied, external=self.waiting.pop(source, 0) if sources else prod(layer.in_shape),
+            dilation=layer.dilation, transposed=flat, bias=layer.bias, untied=layer.untied, span=layer.span,
+            wider=layer.wider,
+            products=self.products.get(source, 0),
+            external=self.waiting.pop(source, 0) if sources else prod(layer.in_shape),
         )  # fmt: skip
-        if flat:
-            self.stages[layer.name] = _handing(self.stages[layer.name], (height, width))
+        self.stages[layer.name] = _handing(stage, (height, width)) if flat else stage
         self.sources[layer.name] = sources
-        self.tail[layer.name] = (layer.name,)
+        self.taken[layer.name] = dict(self.port[source])
+        self.addends[layer.name], self.lights[layer.name] = {}, []
+        self.tail[layer.name], self.port[layer.name] = (layer.name,), {layer.name: 0}
+
+    def _read(self, name: str) -> None:
+        self.used |= set(self.port[name].items())
 
     def _join(self, layer: Layer) -> None:
-        """Concatenate or add: whoever comes before the latest waits in external memory."""
-        order = list(self.stages)
-        tails = {name: self.tail[name] for name in layer.inputs}
-        latest = max(tails, key=lambda name: max((order.index(one) for one in tails[name]), default=-1))
-        wait = sum((2 if tails[name] else 1) * self.elements[name] for name in tails if name != latest)
-        wait += sum(self.waiting.pop(name, 0) for name in tails)
-        if layer.kind == "concat":
-            union = {one for tail in tails.values() for one in tail}
-            self.tail[layer.name] = tuple(sorted(union, key=order.index, reverse=True))
-            self.waiting[layer.name] = wait
+        """Concatenate, add or multiply: whoever comes before the latest waits in external memory.
+
+        A sum is added up at the output of the stage that lags most; of those, one that no other branch needs for
+        itself. A product is formed where it is read, by whatever reads it: its gate comes when a whole map has passed.
+        """
+        names = list(dict.fromkeys(layer.inputs))
+        gated = layer.kind == "mul" or any(name in self.products for name in names)
+        same = len({self.tail[name] for name in names}) == 1 and not self.products.keys() & {*names}
+        if layer.kind == "mul" and same:
+            self.tail[layer.name], self.port[layer.name] = self.tail[names[0]], self.port[names[0]]
+            if self.tail[names[0]]:  # a function of one map, element by element
+                self._charge(self.tail[names[0]][0], 0, ops=layer.ops)
             return
-        self.tail[layer.name] = tails[latest]
-        if tails[latest]:  # the latest stage adds the others to what it gives
-            here = tails[latest][0]
-            others = {one for tail in tails.values() for one in tail} - {*tails[latest], *self.sources[here]}
-            self.sources[here] += tuple(sorted(others, key=order.index, reverse=True))
-            self._charge(here, wait)
+        need, order = self.needs.get(layer.name, set()), list(self.stages)
+
+        def rank(name: str) -> tuple:
+            tail = self.tail[name]
+            own = bool(tail) and self.needs.get(tail[0]) == need
+            return bool(tail), own or layer.kind != "add", self.lag[name], order.index(tail[0]) if tail else -1
+
+        latest = max(names, key=rank)
+        wait = 0
+        for name in names:
+            self._read(name)
+            if name != latest:
+                written = not self.tail[name] or name in self.written
+                wait += (1 if written else 2) * self.elements[name]
+                self.written.add(name)
+            wait += self.waiting.pop(name, 0)
+        if layer.kind == "add" and not gated:
+            self.tail[layer.name], self.port[layer.name] = self.tail[latest], self.port[latest]
+            if self.tail[latest]:
+                here = self.tail[latest][0]
+                for name in names:
+                    for one in self.tail[name]:
+                        if name != latest and one not in self.tail[latest]:
+                            self.addends[here][one, layer.out_shape[1:]] = None
+                self._charge(here, wait)
+            return
+        union = {one: port for name in names for one, port in self.port[name].items()}
+        self.tail[layer.name] = tuple(sorted(union, key=lambda one: (self.lag[one], order.index(one)), reverse=True))
+        self.port[layer.name], self.waiting[layer.name] = union, wait
+        if gated:
+            self.products[layer.name] = sum(self.products.get(name, 0) for name in names) + (layer.kind == "mul")
 
     def _pass_on(self, layer: Layer) -> None:
-        if layer.inputs[0] in self.waiting:
-            self.waiting[layer.name] = self.waiting.pop(layer.inputs[0])
+        before = layer.inputs[0]
+        self.tail[layer.name], self.port[layer.name] = self.tail[before], self.port[before]
+        if before in self.waiting:
+            self.waiting[layer.name] = self.waiting.pop(before)
+        if before in self.products:
+            self.products[layer.name] = self.products[before]
 
-    def _attach(self, layer: Layer, tail: tuple[str, ...]) -> None:
+    def _attach(self, layer: Layer) -> None:
         """Fuse an activation, or set an up-sampling or pooling behind the stages that make its input."""
-        first = self.stages[tail[0]]
-        self.stages[tail[0]] = dataclasses.replace(first, ops=first.ops + layer.ops)
+        tail = self.tail[layer.name]
+        self._charge(tail[0], 0, ops=layer.ops)
         if layer.kind == "activation":
             return
-        for name in tail:
-            stage = self.stages[name]
-            light = self._light(layer, stage)
-            if light is None:
-                got = f"{layer.name} too"
-                remedy = "Put a convolution between them, or leave one of them to the host."
-                expected = "one up-sampling or one pooling behind a convolution"
-                raise I2IError(f"stage {stage.name}", expected=expected, got=got, remedy=remedy)
-            self.stages[name] = light
-
-    def _light(self, layer: Layer, stage: Stage) -> Stage | None:
-        size = layer.out_shape[1:]
+        if layer.name in self.products:
+            remedy = "Put a convolution between them, or leave one of them to the host."
+            got = "one behind a product of two maps, which is formed where a convolution reads it"
+            expected = f"{_named(layer)} behind a convolution"
+            raise I2IError(f"stage {layer.name}", expected=expected, got=got, remedy=remedy)
         if layer.kind == "upsample" and not isinstance(layer.scale, int):
             remedy = "Pool, or stride a convolution, to make maps smaller; leave other sizes to the host."
             raise I2IError(layer.name, expected="an up-sampling by a whole number", got=layer.scale, remedy=remedy)
-        if layer.kind == "upsample" and not stage.pool:
-            if stage.upsample > 1 and layer.in_shape[1:] == (stage.out_height, stage.out_width):  # one after another
-                return _handing(dataclasses.replace(stage, upsample=stage.upsample * layer.scale), size)
-            if stage.upsample in (1, layer.scale):
-                return _handing(dataclasses.replace(stage, upsample=layer.scale), size)
-        if layer.kind == "pool" and stage.upsample == 1 and (not stage.pool or stage.handed_on == size):
-            return dataclasses.replace(stage, pool=max(stage.pool, layer.kernel[1]), handed_on=size)
-        return None
+        self.port[layer.name] = {name: self._light(layer, name, port) for name, port in self.port[layer.name].items()}
 
-    def _charge(self, name: str, elements: int) -> None:
+    def _light(self, layer: Layer, name: str, port: int) -> int:
+        """The port of the light behind a stage's map that this layer is."""
+        lights, factor = self.lights[name], layer.kernel[1] if layer.kind == "pool" else layer.scale
+        if layer.kind == "upsample" and port and lights[port - 1].kind == "upsample":  # one after another: at once
+            factor, port = factor * lights[port - 1].factor, lights[port - 1].behind
+        light = Light(layer.kind, factor, layer.out_shape[1:], port)
+        if light not in lights:
+            lights.append(light)
+        return lights.index(light) + 1
+
+    def _charge(self, name: str, elements: int, products: int = 0, ops: int = 0) -> None:
         stage = self.stages[name]
-        self.stages[name] = dataclasses.replace(stage, external=stage.external + elements)
+        self.stages[name] = dataclasses.replace(
+            stage, external=stage.external + elements, products=stage.products + products, ops=stage.ops + ops
+        )
+
+
+def _lag(layer: Layer) -> float:
+    """How far a layer's map lags behind its input, in maps: the columns under the first position."""
+    if layer.kind in ("conv", "deconv", "linear", "pool"):
+        return min(1.0, layer.kernel[1] * layer.dilation / max(1, layer.in_shape[2]))
+    return 0.0
+
+
+def _named(layer: Layer) -> str:
+    return "a pooling" if layer.kind == "pool" else "an up-sampling"
 
 
 def _handing(stage: Stage, size: tuple[int, int]) -> Stage:

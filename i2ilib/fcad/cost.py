@@ -7,6 +7,7 @@ factors ``cpf``, ``kpf``, ``h`` and ``arriving`` may be integers or integer arra
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..errors import I2IError
 from .arguments import expect, positive
-from .construct import Config, DesignSpace, Factors, Stage, largest
+from .construct import Config, DesignSpace, Factors, Light, Stage, largest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,14 +66,17 @@ def cycles(stage: Stage, cpf: Integers, kpf: Integers, h: Integers) -> Integers:
 
 
 def multipliers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int) -> Integers:
-    """DSPs that multiply in one copy; at 8 bits two output channels share a DSP where their number is even."""
-    paired = bits == 8 and stage.out_channels % 2 == 0
-    return cpf * (_ceil(kpf, 2) if paired else kpf) * h
+    """DSPs that multiply in one copy; at 8 bits two share one where they share an operand (:meth:`Stage.paired`).
+
+    A gate takes one more for each channel that it meets at once.
+    """
+    gates = stage.products * min(LIGHT_CHANNELS, stage.in_channels)
+    return cpf * (_ceil(kpf, 2) if stage.paired(bits) else kpf) * h + gates
 
 
 def control(stage: Stage) -> int:
     """DSPs of a stage that do not depend on its factors, nor on the batch."""
-    return CONV_DSP + LIGHT_DSP * stage.light
+    return CONV_DSP + LIGHT_DSP * len(stage.lights)
 
 
 def weight_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int) -> Integers:
@@ -81,20 +85,20 @@ def weight_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits
     ``h`` does not enter: all partitions work with the same weights.
     """
     del h
-    taps = stage.in_channels // stage.groups * stage.kernel[0] * stage.kernel[1]
-    words = _ceil(taps * kpf * bits, MEMORY_WORD)
-    read = cpf * kpf * bits
+    taps, wide = stage.in_channels // stage.groups * stage.kernel[0] * stage.kernel[1], bits + stage.wider
+    words = _ceil(taps * kpf * wide, MEMORY_WORD)
+    read = cpf * kpf * wide
     bias_words = np.maximum(2, _ceil(stage.out_channels, kpf))
     weights = blocks(MEMORY_WORD, 2 * words, read, 2 * (MEMORY_WORD * words // read))
     return weights + blocks(kpf * bits, bias_words, kpf * bits, bias_words)
 
 
 def map_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int, arriving: Integers) -> Integers:
-    """18-Kb block RAMs of one copy: the input buffer, and that of the up-sampling or pooling behind the stage.
+    """18-Kb block RAMs of one copy: the input buffer, and those of the up-samplings and poolings behind the stage.
 
-    The input buffer holds the columns that a position needs and those of one step more, over all rows, or over each
-    partition's rows with their halo. Of grouped convolutions it counts the channels of one group at once, which is too
-    few where ``kpf`` reaches over several groups.
+    The input buffer holds the columns that a position needs and those of one step more (``Stage.held``), over all rows,
+    or over each partition's rows with their halo. Of grouped convolutions it counts the channels of one group at once,
+    which is too few where ``kpf`` reaches over several groups.
 
     Args:
         stage: The stage.
@@ -104,26 +108,28 @@ def map_buffers(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: i
         bits: Of a map's element.
         arriving: Channels that the source writes at once, of :func:`arriving`.
     """
-    rows, columns = stage.reach
+    rows, _ = stage.reach
     part = np.minimum(stage.in_height, (_ceil(stage.height, h) - 1) * stage.step + rows)
     part = np.where(np.equal(h, 1), stage.in_height, part)
-    held = _ceil(stage.in_channels * part * (columns + stage.step), arriving)
+    held = _ceil(stage.in_channels * part * stage.held, arriving)
     total = h * blocks(arriving * bits, held, cpf * bits, _ceil(held * arriving, cpf))
-    if stage.light:
-        u = min(LIGHT_CHANNELS, stage.out_channels)
-        elements = stage.out_channels * stage.made[0] * (_pool_columns(stage) if stage.pool else 2)
-        total = total + blocks(kpf * bits, _ceil(elements, kpf), u * bits, _ceil(elements, u))
+    u = min(LIGHT_CHANNELS, stage.out_channels)
+    for light in stage.lights:
+        rows, columns = stage.lights[light.behind - 1].size if light.behind else stage.made
+        elements = stage.out_channels * rows * _light_columns(light, columns)
+        width = u if light.behind else kpf
+        total = total + blocks(width * bits, _ceil(elements, width), u * bits, _ceil(elements, u))
     return _plain(total)
 
 
-def _pool_columns(stage: Stage) -> int:
-    """Columns that a pooling keeps; over a whole map a running sum is enough, so two as for up-sampling."""
-    return 2 if stage.pool >= stage.made[1] else max(2, stage.pool)
+def _light_columns(light: Light, columns: int) -> int:
+    """Columns that a light keeps; of a pooling over a whole map a running sum is enough, so two as for up-sampling."""
+    return 2 if light.kind == "upsample" or light.factor >= columns else max(2, light.factor)
 
 
 def traffic(stage: Stage, cpf: Integers, kpf: Integers, h: Integers, bits: int) -> float | np.ndarray:
     """Weights from external memory while the stage runs, bits per cycle: each weight serves one output column."""
-    return cpf * kpf * bits / _ceil(stage.height, h)
+    return cpf * kpf * (bits + stage.wider) / _ceil(stage.height, h)
 
 
 def moved(stage: Stage, cpf: Integers, kpf: Integers, bits: int, batch: int = 1) -> Integers:
@@ -134,7 +140,8 @@ def moved(stage: Stage, cpf: Integers, kpf: Integers, bits: int, batch: int = 1)
     """
     inner = stage.in_channels // stage.groups
     padded = _ceil(inner, cpf) * cpf * _ceil(stage.out_channels, kpf) * kpf * stage.kernel[0] * stage.kernel[1]
-    return (padded * stage.width + stage.bias * stage.untied + stage.external * batch) * bits
+    maps = stage.bias * stage.untied + stage.external * batch
+    return padded * stage.width * (bits + stage.wider) + maps * bits
 
 
 def source(space: DesignSpace, pipeline: int, stage: int) -> tuple[int, int] | None:
@@ -147,8 +154,8 @@ def source(space: DesignSpace, pipeline: int, stage: int) -> tuple[int, int] | N
         return None
     p, s = here.sources[0]
     feeder = space.pipelines[p].stages[s]
-    behind = feeder.light and (here.in_height, here.in_width) != feeder.made
-    return None if p == pipeline and behind else (p, s)
+    port = here.taken[0] if here.taken else feeder.gives((here.in_height, here.in_width))
+    return None if p == pipeline and port else (p, s)
 
 
 def arriving(space: DesignSpace, pipeline: int, stage: int, kpf_of_source: Integers | None = None) -> Integers:
@@ -185,9 +192,11 @@ class Budget:
     def __post_init__(self) -> None:
         for field in ("dsp", "bram", "bandwidth"):
             value = getattr(self, field)
-            if not positive(value) or (field != "bandwidth" and value == inf):
+            if not positive(value) or (field != "bandwidth" and not 1 <= value < inf):
                 what, remedy = f"budget {self.name or field}", "Even the smallest design needs some of each."
-                expected = f"a finite number of {field}" if positive(value) else f"more than 0 {field}"
+                expected = f"more than 0 {field}"
+                if positive(value):
+                    expected = f"a finite number of {field}" if value == inf else f"at least 1 {field}"
                 raise I2IError(what, expected=expected, got=repr(value), remedy=remedy)
 
 
@@ -206,7 +215,8 @@ class BranchResult:
     cycles: tuple[int, ...]  # by stage, of one frame
     stage_dsp: tuple[int, ...]
     stage_bram: tuple[int, ...]
-    delivered: float  # FPS; below ``fps`` where it shares stages with a slower branch, which the paper leaves aside
+    delivered: float  # FPS; below ``fps`` where it shares stages with a slower branch, which the paper leaves aside:
+    # one that feeds it starves it, one that it feeds holds up the stages that both need
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,22 +323,41 @@ def evaluate(config: Config) -> Evaluation:
         branches.append(BranchResult(name, sum(dsp), sum(bram), bits * rate, fps, efficiency, ops, batch, *stages, fps))
     work = sum(branch.fps * branch.ops for branch in branches)
     peak = operations_per_dsp(space.bits) * sum(branch.dsp for branch in branches) * space.frequency_hz
-    return Evaluation(_at_one_pace(space, config.batch, branches), work / peak)
+    rates = at_one_pace(space, config.batch, np.array([max(branch.cycles) for branch in branches])).tolist()
+    return Evaluation(
+        tuple(dataclasses.replace(branch, delivered=rate) for branch, rate in zip(branches, rates, strict=True)),
+        work / peak,
+    )
 
 
-def _at_one_pace(space: DesignSpace, batch: tuple[int, ...], branches: list[BranchResult]) -> tuple[BranchResult, ...]:
-    """The branches with what they deliver: of those that share stages the slowest sets the pace."""
-    group, images, longest = {}, {}, {}
+def groups(space: DesignSpace, batch: Sequence[int]) -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """Of each pipeline: the images of a frame, how often its copies take turns, and the group that waits together."""
+    group, images, turns = {}, {}, {}
     for p in space.order:
         feeders = sorted(space.shared_from(p))
         images[p] = images[feeders[0]] if feeders else batch[p]
-        longest[p] = max(branches[p].cycles) * _ceil(images[p], batch[p])  # copies may take turns
+        turns[p] = _ceil(images[p], batch[p])
         joined = {group[f] for f in feeders}
         group[p] = min(joined, default=p)
         group.update({q: group[p] for q, g in group.items() if g in joined})
-    pace = {g: max(longest[p] for p in group if group[p] == g) for g in group.values()}
-    rates = [images[p] * (space.frequency_hz / pace[group[p]]) for p in range(len(branches))]
-    return tuple(dataclasses.replace(branch, delivered=rate) for branch, rate in zip(branches, rates, strict=True))
+    return images, turns, group
+
+
+def at_one_pace(space: DesignSpace, batch: Sequence[int], cycles: np.ndarray) -> np.ndarray:
+    """Frames a second that branches deliver: of those that share stages the slowest sets the pace of all.
+
+    Args:
+        space: The design space.
+        batch: Copies of each pipeline; those of a fed one may take turns.
+        cycles: (..., pipelines) of each pipeline's slowest stage.
+
+    Returns:
+        (..., pipelines) FPS of all copies.
+    """
+    images, turns, group = groups(space, batch)
+    each = np.asarray(cycles) * [turns[p] for p in range(len(batch))]
+    pace = {g: each[..., [p for p in group if group[p] == g]].max(-1) for g in set(group.values())}
+    return np.stack([images[p] * space.frequency_hz / pace[group[p]] for p in range(len(batch))], -1)
 
 
 def operations_per_dsp(bits: int) -> int:
@@ -337,6 +366,7 @@ def operations_per_dsp(bits: int) -> int:
 
 
 __all__ = [
-    "BranchResult", "Budget", "Config", "Evaluation", "Factors", "arriving", "blocks", "control", "cycles", "evaluate",
-    "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source", "traffic", "weight_buffers",
+    "BranchResult", "Budget", "Config", "Evaluation", "Factors", "arriving", "at_one_pace", "blocks", "control",
+    "cycles", "evaluate", "groups", "largest", "map_buffers", "moved", "multipliers", "operations_per_dsp", "source",
+    "traffic", "weight_buffers",
 ]  # fmt: skip

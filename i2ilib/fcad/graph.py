@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, int, int]
 
-KINDS = ("conv", "deconv", "linear", "activation", "upsample", "pool", "concat", "add", "shuffle")
+KINDS = ("conv", "deconv", "linear", "activation", "upsample", "pool", "concat", "add", "mul", "shuffle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +34,14 @@ class Layer:
     groups: int = 1
     dilation: int = 1
     scale: float = 1  # of an up-sampling, and of a shuffle
+    nearest: bool = False  # an up-sampling that repeats pixels
     weights: int = 0  # elements
     bias: int = 0  # elements, with a batch norm folded in
     untied: bool = False  # a bias for each element of the output
     macs: int = 0  # of a transposed convolution: real products only, no inserted zeros
     parameter: str = ""  # name of the weight, by which layers that share one are counted once
+    span: tuple[int, int] | None = None  # rows and columns that its kernels meet together, where more than each does
+    wider: int = 0  # bits by which a weight is wider than the network's: sums of several weights
 
     @property
     def elements(self) -> int:
@@ -49,9 +52,9 @@ class Layer:
     def ops(self) -> int:
         """Operations as the paper's Eq. 3 counts them: 2 a MAC, 1 an output of activation, up-sampling or pooling.
 
-        Adding a bias or two maps counts nothing.
+        Adding a bias or two maps counts nothing; a product of two maps 1 an output.
         """
-        return self.elements if self.kind in ("activation", "upsample", "pool") else 2 * self.macs
+        return self.elements if self.kind in ("activation", "upsample", "pool", "mul") else 2 * self.macs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Graph:
     layers: tuple[Layer, ...]  # in running order
     outputs: tuple[str, ...]  # the layer, or the network's input, behind each output
     names: tuple[str, ...]  # of the outputs
+    host: tuple[str, ...] = ()  # operators behind an output that were left to the host
 
     def layer(self, name: str) -> Layer:
         """The layer of that name.
@@ -186,7 +190,10 @@ def _parameters(layers: Iterable[Layer]) -> int:
 
 
 def analyse(
-    model: nn.Module | str | os.PathLike, example_inputs: Tensor | tuple | Mapping[str, Any] | None = None
+    model: nn.Module | str | os.PathLike,
+    example_inputs: Tensor | tuple | Mapping[str, Any] | None = None,
+    *,
+    leave_ends: bool = False,
 ) -> Graph:
     """The layers of any network made of convolutions and what goes with them, traced and not typed in.
 
@@ -197,7 +204,10 @@ def analyse(
 
     Args:
         model: A module, or the path of an ONNX file (Q/DQ pairs are seen through).
-        example_inputs: For a module: a tensor, a tuple of them, or a dict of keyword arguments; only shapes count.
+        example_inputs: For a module: a tensor, a tuple of them, or a dict of keyword arguments; only shapes count. A
+            frame without a batch axis counts as a batch of one.
+        leave_ends: Leave an operator that no stage can be to the host where nothing but an output comes behind it (a
+            softmax, say); ``Graph.host`` names it.
 
     Raises:
         I2IError: If an operator is none that an accelerator of this kind has (the message names it and its module), the
@@ -212,10 +222,10 @@ def analyse(
     if isinstance(model, str | os.PathLike):
         from .onnx_graph import read
 
-        return read(Path(model))
+        return read(Path(model), leave_ends)
     from .torch_graph import trace
 
-    return trace(model, example_inputs)
+    return trace(model, example_inputs, leave_ends)
 
 
 # --- what both front ends build with ---------------------------------------------------------------------------------
@@ -235,6 +245,7 @@ class Operator:
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    nearest: bool = False
     same_as: object = None  # operators that compute the same have the same one
 
 
@@ -251,6 +262,7 @@ class Builder:
         self.layers: dict[str, Layer] = {}
         self.behind: dict[str, str] = {}  # tensor to the layer or input that it is
         self.known: dict[object, str] = {}  # what is computed to the tensor that holds it
+        self.host: list[str] = []  # what is left to the host
 
     def input(self, key: str) -> None:
         """Declare an input of the network."""
@@ -274,7 +286,7 @@ class Builder:
         if op.kind in ("conv", "deconv", "linear"):
             layer = self._multiply(layer, op, before, after)
         elif op.kind in ("upsample", "shuffle"):
-            layer = dataclasses.replace(layer, scale=_scale(layer))
+            layer = dataclasses.replace(layer, scale=_scale(layer), nearest=op.nearest)
         elif op.kind == "pool":
             layer = dataclasses.replace(layer, kernel=op.kernel, stride=op.stride[1])
         name = layer.name
@@ -329,9 +341,8 @@ class Builder:
             outputs: Name of an output to the key of its tensor.
         """
         names = tuple(outputs)
-        graph = Graph(
-            self.inputs, tuple(self.layers.values()), tuple(self.behind[key] for key in outputs.values()), names
-        )
+        behind = tuple(self.behind[key] for key in outputs.values())
+        graph = Graph(self.inputs, tuple(self.layers.values()), behind, names, tuple(self.host))
         needed = {layer.name for branch in graph.branches for layer in branch.layers}
         return dataclasses.replace(graph, layers=tuple(layer for layer in graph.layers if layer.name in needed))
 
@@ -350,13 +361,34 @@ def reason(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+WHY_NOT = {
+    "norm": "It needs mean and variance of the whole map before it can give its first number: a pipeline would stand"
+    " still for a map, or keep one. Train with batch norm, whose numbers are constants, or leave it to the host.",
+    "attention": "Two computed maps are multiplied as matrices, or a row needs all of itself: no convolution does that."
+    " Leave it to the host.",
+}
+_REASONS = {
+    "norm": ("group_norm", "layer_norm", "instance_norm", "native_group_norm", "native_layer_norm", "rms_norm",
+             "GroupNormalization", "LayerNormalization", "InstanceNormalization", "LpNormalization"),
+    "attention": ("softmax", "log_softmax", "matmul", "bmm", "scaled_dot_product_attention", "einsum", "Softmax"),
+}  # fmt: skip
+
+
+def gates(gate: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a factor is as large as a map, or has one number for each channel, or for each position."""
+    kinds = (shape, (*shape[:2], *[1] * len(shape[2:])), (shape[0], 1, *shape[2:]))
+    return len(gate) == len(shape) and tuple(gate) in kinds
+
+
 def unknown(name: str, operator: str) -> I2IError:
     """The error for an operator that has no place on the accelerator."""
+    why = next((WHY_NOT[kind] for kind, names in _REASONS.items() if operator in names), None)
     return I2IError(
         f"{name or 'the network'}, operator {operator}",
-        expected="convolution, linear, activation, batch norm, up-sampling, pooling, shuffle, concatenation or sum",
+        expected="convolution, linear, activation, batch norm, up-sampling, pooling, shuffle, concatenation, sum or"
+        " product",
         got="an operator that a pipeline of convolution stages does not have",
-        remedy="Leave this part to the host: analyse the module before it and the one behind it.",
+        remedy=why or "Leave this part to the host: analyse the module before it and the one behind it.",
     )
 
 

@@ -44,7 +44,7 @@ def factors(pf: float, stage: Stage, bits: int, *, partition: bool = True) -> Fa
     Args:
         pf: Multiplications at once that are aimed at, positive.
         stage: The stage.
-        bits: 8 or 16. At 8 bits an even number of output channels is computed in pairs, so ``kpf`` is at least 2.
+        bits: 8 or 16. Where output channels are computed in pairs (``Stage.paired``) ``kpf`` is at least 2.
         partition: Whether the height may be partitioned; DNNBuilder, without it, stops at ``cpf * kpf``.
 
     Returns:
@@ -60,8 +60,7 @@ def factors(pf: float, stage: Stage, bits: int, *, partition: bool = True) -> Fa
 
 def _shape(stage: Stage, bits: int) -> tuple[int, int, int, bool]:
     """What the split depends on: channels in (of a group) and out, rows, whether outputs come in pairs."""
-    paired = bits == 8 and stage.out_channels % 2 == 0
-    return stage.in_channels // stage.groups, stage.out_channels, stage.height, paired
+    return stage.in_channels // stage.groups, stage.out_channels, stage.height, stage.paired(bits)
 
 
 def _split(exponent: int, inner: int, outer: int, rows: int, paired: bool, partition: bool) -> Factors:
@@ -140,6 +139,28 @@ class Designs:
         return len(self.cycles)
 
 
+def worth(space: DesignSpace, pipeline: int, designs: Designs) -> np.ndarray:
+    """Indices of designs that no other of the same rate, and the same widths where they feed others, makes superfluous.
+
+    That is: none undercuts or equals them in DSPs, block RAMs and bandwidth; the first of equal ones stays.
+    """
+    sent = [s for other in space.pipelines for stage in other.stages for p, s in stage.sources[:1]
+            if p == pipeline and other is not space.pipelines[pipeline]]  # fmt: skip
+    kind = np.column_stack([designs.cycles, designs.factors[:, sorted(set(sent)), 1]])
+    _, kind = np.unique(kind, axis=0, return_inverse=True)
+    price = np.column_stack([designs.dsp, designs.bram, designs.bandwidth, *designs.fed.values()])
+    order = np.argsort(kind.reshape(-1), kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(kind.reshape(-1)[order])) + 1)
+    return np.sort(np.concatenate([rows[_undominated(price[rows])] for rows in groups]))
+
+
+def _undominated(price: np.ndarray) -> np.ndarray:
+    """Rows that no other undercuts or equals in all columns; the first of equal ones stays."""
+    values, index = np.unique(price, axis=0, return_index=True)
+    no_dearer = (values[:, None] <= values).all(2)
+    return index[no_dearer.sum(0) == 1]
+
+
 class Ladder(Designs):
     """All that Algorithm 2 can make of one pipeline, whatever its share: designs, and the order in which it tries them.
 
@@ -148,15 +169,18 @@ class Ladder(Designs):
         pipeline: Index of the pipeline.
         batch: Copies that are asked for.
         bandwidth: The most bandwidth that a share may hold, bit/s.
+        levels: Hold level designs too: for each cycle count that a stage can have, the smallest target of every stage
+            that keeps it. Halving all targets together can step over them.
 
     Attributes:
         norm: ``norm_bw``, bit/s: weight traffic at targets in proportion to work, 1 for the smallest stage.
         starts: (S,) rising: bandwidth over ``norm`` beyond which one more target rounds up.
         rungs: (S + 1, T) int: from each start, the designs after 0, 1, ... halvings.
+        levels: (L,) int: the level designs, the fastest first; none where not asked for.
         least: (N,) bit/s: the smallest share of bandwidth from which a design is reached, and which pays for it.
     """
 
-    def __init__(self, space: DesignSpace, pipeline: int, batch: int, bandwidth: float):
+    def __init__(self, space: DesignSpace, pipeline: int, batch: int, bandwidth: float, *, levels: bool = False):
         stages = space.pipelines[pipeline].stages
         macs = np.array([stage.macs for stage in stages], float)
         ratio = macs / macs.min()
@@ -172,17 +196,22 @@ class Ladder(Designs):
         steps = np.arange(first.max() + 1, dtype=np.int16)
         tops = [len(splits(stage, space.bits)) - 1 for stage in stages]
         tried = np.clip(first[:, None] - steps[:, None], 0, tops).reshape(-1, len(stages))
-        exponents, rungs = np.unique(tried, axis=0, return_inverse=True)
-        self.rungs = rungs.reshape(len(first), len(steps))
+        level = level_exponents(stages, space.bits) if levels else np.zeros((0, len(stages)), int)
+        exponents, rows = np.unique(np.vstack([tried, level]), axis=0, return_inverse=True)
+        rows = rows.reshape(-1)
+        self.rungs = rows[: len(tried)].reshape(len(first), len(steps))
         super().__init__(space, pipeline, batch, exponents)
+        self.levels = np.unique(rows[len(tried) :])
+        self.levels = self.levels[np.argsort(self.cycles[self.levels], kind="stable")]
         lowest = np.concatenate([[0], self.starts * ROUNDING**8])[:, None] * self.norm
         highest = np.concatenate([self.starts, [math.inf]])[:, None] * self.norm
         needed = np.maximum(self.bandwidth[self.rungs], lowest)
         self.least = np.full(len(self), math.inf)
         np.minimum.at(self.least, self.rungs, np.where(needed <= highest, needed, math.inf))
+        np.minimum.at(self.least, self.levels, self.bandwidth[self.levels])
 
     def descend(self, limits: Sequence[np.ndarray], widths: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
-        """Run Algorithm 2 for many shares at once.
+        """Run Algorithm 2 for many shares at once, and take a level design where it is faster.
 
         Args:
             limits: DSPs, block RAMs and bit/s, (P,) each.
@@ -193,12 +222,23 @@ class Ladder(Designs):
         """
         dsp, bram, bandwidth = (np.asarray(limit, float)[:, None] * ROUNDING for limit in limits)
         tried = self.rungs[np.searchsorted(self.starts, bandwidth[:, 0] / self.norm / ROUNDING)]  # (P, T)
-        needed = self.bram[tried]
-        for source, buffers in self.fed.items():
-            needed = needed + buffers[tried, log2(widths[source])[:, None]]
-        fits = (self.dsp[tried] <= dsp) & (needed <= bram) & (self.bandwidth[tried] <= bandwidth)
-        place = fits.argmax(1)[:, None]
-        return np.where(fits.any(1), np.take_along_axis(tried, place, 1)[:, 0], -1)
+        ports = {source: log2(width) for source, width in widths.items() if source in self.fed}
+
+        def first(rows: np.ndarray) -> np.ndarray:
+            """(P,) the first design of each row that fits, -1 where none does."""
+            needed = self.bram[rows]
+            for source, buffers in self.fed.items():
+                needed = needed + buffers[rows, ports[source][:, None]]
+            fits = (self.dsp[rows] <= dsp) & (needed <= bram) & (self.bandwidth[rows] <= bandwidth)
+            place = fits.argmax(1)[:, None]
+            return np.where(fits.any(1), np.take_along_axis(np.broadcast_to(rows, fits.shape), place, 1)[:, 0], -1)
+
+        found = first(tried)
+        if not len(self.levels):
+            return found
+        level = first(self.levels[None])
+        faster = (level >= 0) & ((found < 0) | (self.cycles[level] < self.cycles[found]))
+        return np.where(faster, level, found)
 
 
 def log2(powers: np.ndarray) -> np.ndarray:
@@ -281,6 +321,16 @@ def level_exponent(stage: Stage, table: np.ndarray, bound: float) -> int:
     """The smallest exponent with which a stage keeps a bound on its cycles; the fastest where none does."""
     taken = cost.cycles(stage, *table.T)
     return int(np.argmax(taken <= max(bound, taken.min())))
+
+
+def level_exponents(stages: Sequence[Stage], bits: int) -> np.ndarray:
+    """(L, stages): for every cycle count that one of the stages can have, each stage's smallest exponent within it."""
+    tables = [splits(stage, bits) for stage in stages]
+    counts = [cost.cycles(stage, *table.T) for stage, table in zip(stages, tables, strict=True)]
+    slowest = np.unique(np.concatenate(counts))
+    slowest = slowest[slowest >= max(count.min() for count in counts)]
+    # Cycles fall with the exponent, so the smallest that keeps a bound is counted by those that do not.
+    return np.unique(np.stack([(count[:, None] > slowest).sum(0) for count in counts], 1), axis=0)
 
 
 def smallest(space: DesignSpace, batch: tuple[int, ...]) -> Config:

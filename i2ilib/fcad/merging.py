@@ -145,7 +145,7 @@ def _values(stage: Stage, factors: str, bits: int) -> tuple[np.ndarray, np.ndarr
     powers = 1 << np.arange(7)
     cpf = powers[(powers <= most[0]) & (stage.in_channels // stage.groups % powers == 0)]
     kpf = powers[(powers <= most[1]) & (stage.out_channels % powers == 0)]
-    if bits == 8 and stage.out_channels % 2 == 0:
+    if stage.paired(bits):
         kpf = kpf[kpf > 1]  # two output channels share a DSP
     return cpf, kpf, powers[powers <= most[2]] if factors == "powers" else np.arange(1, most[2] + 1)
 

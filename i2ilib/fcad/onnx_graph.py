@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import I2IError, IntegrityError
 from ..runtime import quiet, require
-from .graph import Builder, Graph, Operator, reason, unknown
+from .graph import Builder, Graph, Operator, gates, reason, unknown
 
 ACTIVATIONS = {
     "Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Selu", "Celu", "Gelu", "Sigmoid", "HardSigmoid",
@@ -20,7 +20,7 @@ SMALL = 64  # elements of a constant that is computed
 REMEDY = "Export it with fixed height and width."
 
 
-def read(path: Path) -> Graph:
+def read(path: Path, leave_ends: bool = False) -> Graph:
     """Read a file and build its graph; see :func:`i2ilib.fcad.graph.analyse`.
 
     A batch axis without a size counts as one frame. What the file computes from shapes alone is computed.
@@ -38,7 +38,7 @@ def read(path: Path) -> Graph:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:  # a foreign file can fail anywhere
         raise IntegrityError(str(path), expected="a readable ONNX file", got=reason(error)) from None
-    return _Reader(onnx, graph, str(path)).graph()
+    return _Reader(onnx, graph, str(path), leave_ends).graph()
 
 
 def _fold(optimizer, model) -> None:
@@ -55,8 +55,20 @@ def _small(node) -> bool | None:
     return node.op_type == "ConstantOfShape" or None  # None leaves the choice to onnxscript, which keeps these
 
 
+def _repeats(attributes: dict) -> bool:
+    """Whether a Resize by a whole number repeats pixels, at either of the two places where pixels may lie."""
+    if attributes.get("mode", b"nearest") != b"nearest":
+        return False
+    where = attributes.get("coordinate_transformation_mode", b"half_pixel")
+    which = attributes.get("nearest_mode", b"round_prefer_floor")
+    if where == b"asymmetric":
+        return which == b"floor"
+    return where in (b"half_pixel", b"pytorch_half_pixel") and which.startswith(b"round_")
+
+
 class _Reader:
-    def __init__(self, onnx, graph, path: str):
+    def __init__(self, onnx, graph, path: str, leave_ends: bool):
+        self.leave_ends, self.read = leave_ends, {key for node in graph.node for key in node.input}
         self.onnx, self.nodes, self.path = onnx, graph.node, path
         self.constants: dict[str, tuple[int, ...] | None] = {one.name: tuple(one.dims) for one in graph.initializer}
         self.values = {one.name: one for one in graph.initializer}
@@ -130,8 +142,16 @@ class _Reader:
         elif op == "Mul" and any(self.sigmoids.get(key) in node.input for key in node.input):
             operands = tuple(key for key in operands if key in self.sigmoids)  # x · sigmoid(x): one activation
             add("shape")
+        elif op == "Mul" and len(operands) == 2:
+            shape = self.shape(node.output[0])
+            operands = tuple(sorted(operands, key=lambda key: self.shape(key) != shape))  # the map, then its gate
+            if self.shape(operands[0]) != shape or not gates(self.shape(operands[1]), shape):
+                raise unknown(name, op)
+            add("mul")
+        elif op == "Mul" and sum(key in alive for key in node.input) == 2:
+            add("activation")  # a map times itself
         elif op in ("Resize", "Upsample"):
-            add("upsample")
+            add("upsample", nearest=_repeats(attributes))
         elif op in ("MaxPool", "AveragePool"):
             kernel = tuple(attributes["kernel_shape"])
             add("shape" if kernel == (1, 1) else "pool", kernel=kernel, stride=tuple(attributes.get("strides", (1, 1))))
@@ -148,14 +168,15 @@ class _Reader:
             if op == "Div" and node.input[0] not in alive:
                 raise unknown(name, op)
             add("norm")
-        elif op in ("Add", "Sub"):
-            if len(operands) == 2:
+        elif op in ("Add", "Sub", "Sum"):
+            if len(operands) >= 2:
                 add("add")
-            elif op == "Sub" and node.input[0] not in alive:
-                raise unknown(name, op)
-            else:
+            else:  # also a constant less a map: by -1, and a bias
                 add("bias", weight=next((key for key in node.input if key not in alive), ""))
         elif op in SHAPES:
+            add("shape")
+        elif self.leave_ends and not self.read & set(node.output):
+            self.builder.host.append(f"{name} ({op})")
             add("shape")
         else:
             raise unknown(name, op)

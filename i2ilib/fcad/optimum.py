@@ -27,20 +27,24 @@ import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
+from math import prod
 
 import numpy as np
 
 from ..errors import I2IError
 from . import cost
+from .bounded import CLOSE, choose
 from .construct import DesignSpace
 from .cost import ROUNDING, Budget, Config
-from .ladder import Designs, Ladder, level_exponent, log2, smallest, splits, triples
+from .goal import USUAL, Goal
+from .ladder import Designs, Ladder, level_exponents, log2, smallest, triples, worth
 from .merging import Forest
 from .platforms import platform
-from .search import SearchResult, check_arguments, fitness, nothing_fits, rows_of, search
+from .search import SearchResult, check_arguments, nothing_fits, rows_of, search
 
 FACTORS = ("paper", "powers")
 MANY = 1_000_000  # partial combinations beyond which those that cannot win are cut off
+TOO_MANY = 4  # times as many: they are not tried any more
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,13 +54,23 @@ class Optimum(SearchResult):
     combinations: int  # of the branches' frame rates
     feasible: int | None  # of them, those with a design that fits; None where only those that would win were tried
     complete: bool  # all were visited; else those whose best possible fitness is too low were cut off, uncounted
+    bound: float  # no design of the space has a larger fitness; the fitness itself where that is proven
+
+    @property
+    def exact(self) -> bool:
+        """Whether no design of the space is better."""
+        return self.bound <= self.fitness
 
 
 def optimum(
     space: DesignSpace, budget: Budget | str, priorities: Sequence[float] | None = None,
     batch_sizes: Sequence[int] | None = None, *, alpha: float = 0.1, factors: str = "paper",
+    objective: str = "built", penalty: str = "relative", seconds: float = 20.0,
 ) -> Optimum:  # fmt: skip
     """The design of the largest fitness, by enumeration of every combination of frame rates.
+
+    Where branches are too many for that, an integer program over the same designs (:mod:`~i2ilib.fcad.bounded`) finds
+    it, or at least a bound that no design exceeds, and how near the best known one is.
 
     Args:
         space: Pipelines, precision and clock.
@@ -64,6 +78,9 @@ def optimum(
         priorities: Weight of each branch's frame rate, at least 0; 1 each by default.
         batch_sizes: Copies of each branch; 1 each by default.
         alpha: Weight of the variance of the frame rates, at least 0, in 1/FPS.
+        objective: Of :func:`~i2ilib.fcad.search.search`.
+        penalty: "relative" or "paper", of :func:`~i2ilib.fcad.goal.fitness`.
+        seconds: That the integer program may take.
         factors: "paper", what the search chooses from, or "powers", all factors that are powers of two and divide the
             channels. If both give the same fitness, ``GetPF``'s choice of factors costs nothing.
 
@@ -72,17 +89,18 @@ def optimum(
         one with the fewest DSPs, then block RAMs.
 
     Raises:
-        I2IError: If an argument is unusable, nothing fits, or the branches are too many to combine.
+        I2IError: If an argument is unusable, nothing fits, or with "powers" the branches are too many to combine.
     """
     budget = platform(budget)
-    priorities, batch = check_arguments(space, budget, priorities, batch_sizes, alpha)
+    goal = check_arguments(space, budget, priorities, batch_sizes, alpha, penalty, objective)
+    batch = goal.batch
     if factors not in FACTORS:
         raise I2IError("factors", expected=" or ".join(map(repr, FACTORS)), got=repr(factors))
     if factors == "powers":
-        return _powers(space, budget, priorities, batch, alpha)
+        return _powers(budget, goal)
     designs = [_candidates(space, index, batch[index], budget.bandwidth) for index in range(len(batch))]
     rates = [np.unique(found.fps) for found in designs]
-    bound = _Bound(space, budget, priorities, batch, alpha, designs)
+    bound, combinations = _Bound(budget, goal, designs), prod(map(len, rates))
 
     # One row a partial combination: the design of each branch so far, and their needs.
     chosen, needs = np.zeros((1, 0), int), np.zeros((1, 3))
@@ -94,6 +112,8 @@ def optimum(
         rest = sum((least[later] for later in order[place + 1 :]), np.zeros(3))
         size = len(chosen) * len(found)
         complete = complete and (place == 0 or size <= MANY)
+        if size > TOO_MANY * MANY:
+            return _chosen(goal, budget, designs, bound.known, combinations, seconds)
         parts = []
         for rows in np.array_split(np.arange(len(chosen)), -(-size // MANY) or 1):
             total = needs[rows, None] + _needs(found)  # (partial, design, resource)
@@ -104,29 +124,46 @@ def optimum(
             part = np.column_stack([chosen[rows[row]], design]), total[row, design]
             parts.append(part if complete else bound.cut(*part))
         chosen, needs = (np.concatenate(column) for column in zip(*parts, strict=True))
-        if len(chosen) > 4 * MANY:
-            got = f"{len(order)} with {len(chosen)} combinations of the first {place + 1}"
-            raise I2IError("optimum", expected="fewer branches", got=got, remedy="Use search, or a smaller budget.")
     if not len(chosen):
         raise nothing_fits(budget, cost.evaluate(smallest(space, batch)))
 
     chosen = chosen[:, np.argsort(order)]
-    fps = np.stack([found.fps[column] for found, column in zip(designs, chosen.T, strict=True)], 1)
-    scores = fitness(fps, priorities, alpha)
+    cycles = np.stack([found.cycles[column] for found, column in zip(designs, chosen.T, strict=True)], 1)
+    scores = goal.score(cycles)
     tied = np.flatnonzero(scores >= scores.max() - 1e-9)
     best = tied[np.lexsort(needs[tied, 1::-1].T)[0]]
-    found = tuple(triples(design.factors[i]) for design, i in zip(designs, chosen[best], strict=True))
-    combinations = int(np.prod([len(rate) for rate in rates], dtype=float))
-    feasible = len(np.unique(fps, axis=0))
-    return _result(Config(space, found, batch), priorities, alpha, combinations, feasible, complete)
+    feasible = len(np.unique(cycles, axis=0))
+    return _result(_config(goal, designs, chosen[best]), goal, combinations, feasible, complete)
 
 
-def _result(config: Config, priorities: tuple[float, ...], alpha: float, combinations: int, feasible: int | None,
-            complete: bool) -> Optimum:  # fmt: skip
+def _config(goal: Goal, designs: Sequence[Designs], rows: Sequence[int]) -> Config:
+    found = tuple(triples(design.factors[row]) for design, row in zip(designs, rows, strict=True))
+    return Config(goal.space, found, goal.batch)
+
+
+def _chosen(goal: Goal, budget: Budget, designs: Sequence[Designs], known: SearchResult, combinations: int,
+            seconds: float) -> Optimum:  # fmt: skip
+    """By the integer program; the better of its design and the one that a search knows."""
+    start = np.array([[max(branch.cycles) for branch in known.evaluation.branches]])
+    found = choose(goal, designs, budget, start, seconds=seconds)
+    if found is None:  # out of time; the sum of what each branch could reach alone bounds all
+        most = goal.score(np.array([each.cycles.min() for each in designs]))
+        if goal.objective != "slowest":
+            most = goal.rates(np.array([each.cycles.min() for each in designs])) @ np.array(goal.priorities)
+        return _result(known.config, goal, combinations, None, False, float(most))
+    better = found.score > known.fitness
+    config = _config(goal, designs, found.rows) if better else known.config
+    bound = max(found.bound, found.score, known.fitness)
+    return _result(config, goal, combinations, None, False, bound)
+
+
+def _result(config: Config, goal: Goal, combinations: int, feasible: int | None, complete: bool,
+            bound: float = -np.inf) -> Optimum:  # fmt: skip
     evaluation = cost.evaluate(config)
-    score = float(fitness(evaluation.fps, priorities, alpha))
+    score = float(goal.score(np.array([max(branch.cycles) for branch in evaluation.branches])))
     shares = rows_of(np.array([[branch.dsp, branch.bram, branch.bandwidth] for branch in evaluation.branches]).T)
-    return Optimum(config, evaluation, score, (score,), 1, shares, combinations, feasible, complete)
+    bound = bound if bound > score * (1 + CLOSE) else score
+    return Optimum(config, evaluation, score, (score,), 1, shares, combinations, feasible, complete, bound)
 
 
 def _needs(designs: Designs) -> np.ndarray:
@@ -137,74 +174,71 @@ def _needs(designs: Designs) -> np.ndarray:
 def _candidates(space: DesignSpace, pipeline: int, batch: int, bandwidth: float) -> Designs:
     """What is enumerated of one branch, without what another design of the same rate makes superfluous."""
     stages = space.pipelines[pipeline].stages
-    tables = [splits(stage, space.bits) for stage in stages]
-    counts = [cost.cycles(stage, *table.T) for stage, table in zip(stages, tables, strict=True)]
-    slowest = np.unique(np.concatenate(counts))
-    slowest = slowest[slowest >= max(count.min() for count in counts)]
-    levels = [[level_exponent(s, t, bound) for s, t in zip(stages, tables, strict=True)] for bound in slowest]
+    levels = level_exponents(stages, space.bits)
     exponents = np.unique(np.vstack([Ladder(space, pipeline, batch, bandwidth).exponents, levels]), axis=0)
     designs = Designs(space, pipeline, batch, exponents)
-    sent = [s for other in space.pipelines for stage in other.stages for p, s in stage.sources[:1]
-            if p == pipeline and other is not space.pipelines[pipeline]]  # fmt: skip
-    kind = np.column_stack([designs.cycles, designs.factors[:, sorted(set(sent)), 1]])
-    _, kind = np.unique(kind, axis=0, return_inverse=True)
-    price = np.column_stack([_needs(designs), *designs.fed.values()])
-    kept = [rows[_undominated(price[rows])] for rows in (np.flatnonzero(kind == k) for k in range(kind.max() + 1))]
-    return Designs(space, pipeline, batch, exponents[np.sort(np.concatenate(kept))])
-
-
-def _undominated(price: np.ndarray) -> np.ndarray:
-    """Rows that no other undercuts or equals in all columns; the first of equal ones stays."""
-    price = np.unique(price, axis=0, return_index=True)
-    values, index = price
-    no_dearer = (values[:, None] <= values).all(2)
-    return index[no_dearer.sum(0) == 1]
+    return Designs(space, pipeline, batch, exponents[worth(space, pipeline, designs)])
 
 
 class _Bound:
     """What a partial combination can still reach, against what a search found: cuts off only what cannot win."""
 
-    def __init__(self, space: DesignSpace, budget: Budget, priorities: tuple[float, ...], batch: tuple[int, ...],
-                 alpha: float, designs: list[Designs]):  # fmt: skip
-        self.arguments, self.alpha = (space, budget, priorities, batch), alpha
-        self.order, self.designs, self.weights = space.order, designs, np.array(priorities)
-        self.most = np.array([found.fps.max() for found in designs]) * self.weights
+    def __init__(self, budget: Budget, goal: Goal, designs: list[Designs]):
+        self.budget, self.goal, self.order, self.designs = budget, goal, goal.space.order, designs
+        self.weights = np.array(goal.priorities)
+        self.fastest = np.array([found.fps.max() for found in designs])
 
     @cached_property
-    def reached(self) -> float:
-        """The fitness of a design that a search finds."""
-        return search(*self.arguments, alpha=self.alpha).fitness
+    def known(self) -> SearchResult:
+        """What a search finds."""
+        goal = self.goal
+        return search(goal.space, self.budget, goal.priorities, goal.batch, alpha=goal.alpha, penalty=goal.penalty,
+                      objective=goal.objective)  # fmt: skip
 
     def cut(self, chosen: np.ndarray, needs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The partial combinations that may reach as much."""
         placed = list(self.order[: chosen.shape[1]])
         fps = np.stack([self.designs[j].fps[column] for j, column in zip(placed, chosen.T, strict=True)], 1)
-        rest = self.most.sum() - self.most[placed].sum()
-        # The squared deviations of all branches from their mean are at least those of some from theirs.
-        reach = fps @ self.weights[placed] + rest - self.alpha * fps.var(1) * len(placed) / len(self.order)
-        keep = reach >= self.reached - 1e-9
+        keep = self._reach(fps, placed) >= self.known.fitness - 1e-9
         return chosen[keep], needs[keep]
+
+    def _reach(self, fps: np.ndarray, placed: list[int]) -> np.ndarray:
+        """What a partial combination's score stays below: delivered rates do not exceed those built."""
+        goal, branches = self.goal, len(self.order)
+        if goal.objective == "slowest":
+            images = np.array(goal.batch)[placed]  # one copy may serve all images of those that feed it
+            return (fps / images).min(1) * max(goal.batch)
+        others = [j for j in range(branches) if j not in placed]
+        reach = fps @ self.weights[placed] + self.fastest[others] @ self.weights[others]
+        if goal.objective == "delivered":
+            return reach
+        # The squared deviations of all branches from their mean are at least those of some from theirs.
+        penalty = goal.alpha * fps.var(1) * len(placed) / branches
+        if goal.penalty == "relative":
+            penalty *= USUAL * branches / (fps.sum(1) + self.fastest[others].sum())
+        return reach - penalty
 
 
 # --- every power of two ----------------------------------------------------------------------------------------------
 
 
-def _powers(space: DesignSpace, budget: Budget, priorities: tuple[float, ...], batch: tuple[int, ...],
-            alpha: float) -> Optimum:  # fmt: skip
+def _powers(budget: Budget, goal: Goal) -> Optimum:
+    space, batch = goal.space, goal.batch
     forest = Forest(space, batch, "powers")
     levels = [forest.levels[p] for p in range(len(batch))]
-    combinations = int(np.prod([len(level) for level in levels], dtype=float))
+    combinations = prod(map(len, levels))
     if combinations > MANY:
         raise I2IError("optimum", expected=f"at most {MANY} combinations of frame rates", got=combinations,
                        remedy="Take factors='paper'.")  # fmt: skip
     known, floor, none = None, -np.inf, None
     try:
-        known = optimum(space, budget, priorities, batch, alpha=alpha)
+        known = optimum(space, budget, goal.priorities, batch, alpha=goal.alpha, objective=goal.objective,
+                        penalty=goal.penalty)  # fmt: skip
         floor = known.fitness + 1e-9
     except I2IError as error:  # nothing fits; another split of the targets may
         none = error
     cycles = np.stack(np.meshgrid(*levels, indexing="ij"), -1).reshape(-1, len(batch))
-    scores = fitness(np.array(batch) * space.frequency_hz / cycles, priorities, alpha)
+    scores = goal.score(cycles)
     wins = scores > floor
     cycles, scores = cycles[wins], scores[wins]
     cap = np.array([budget.dsp, budget.bram], float)
@@ -215,7 +249,7 @@ def _powers(space: DesignSpace, budget: Budget, priorities: tuple[float, ...], b
     for row in np.flatnonzero(possible)[np.argsort(-scores[possible], kind="stable")]:
         found = _exactly(forest, budget, cycles[row].tolist())
         if found is not None:
-            return _result(found, priorities, alpha, combinations, None, True)
+            return _result(found, goal, combinations, None, True)
     if known is None:
         raise none
     return dataclasses.replace(known, combinations=combinations, feasible=None)

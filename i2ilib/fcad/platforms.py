@@ -6,21 +6,31 @@ from ..errors import I2IError
 from .arguments import expect, whole
 from .cost import Budget
 
-PLATFORMS: dict[str, Budget] = {
-    budget.name: budget
-    for budget in (
-        # F-CAD, Table IV: DSPs and 18-Kb blocks as printed; it states no bandwidth, so 64-bit DDR3-1600.
-        Budget(900, 1090, name="Z7045"),
-        Budget(1590, 1592, name="ZU17EG"),
-        Budget(2520, 1824, name="ZU9CG"),
-        # AMD DS890 (UltraScale), XCKU115: 5520 DSP slices, 2160 blocks of 36 Kb; the paper names no
-        # board, so one 64-bit DDR4-2400 channel is assumed.
-        Budget(5520, 4320, 153.6e9, name="KU115"),
-        # AMD DS965, Alveo U50: 5952 DSP slices, 1344 blocks of 36 Kb, HBM2 of 316 GB/s at its peak. Its 640 UltraRAM
-        # blocks are left out: the model knows block RAM only.
-        Budget(5952, 2688, 2528e9, name="U50"),
-    )
+# Name: DSPs, 18-Kb blocks (two for each of 36 Kb, which data sheets count), bit/s of memory, and where that stands. The
+# figures are the whole device's. A card's shell or a memory controller takes some away, and what a placed design
+# reaches is less again.
+_DDR3, _DDR4 = 102.4e9, 153.6e9  # one 64-bit channel: DDR3-1600, DDR4-2400
+_KNOWN: dict[str, tuple[int, int, float, str]] = {
+    # F-CAD, Table IV: DSPs and 18-Kb blocks as printed; it states no bandwidth, so 64-bit DDR3-1600.
+    "Z7045": (900, 1090, _DDR3, "F-CAD, Table IV; memory assumed: 64-bit DDR3-1600"),
+    "ZU17EG": (1590, 1592, _DDR3, "F-CAD, Table IV; memory assumed: 64-bit DDR3-1600"),
+    "ZU9CG": (2520, 1824, _DDR3, "F-CAD, Table IV; memory assumed: 64-bit DDR3-1600"),
+    # The paper names no board for it, so one 64-bit DDR4-2400 channel is assumed.
+    "KU115": (5520, 4320, _DDR4, "AMD DS890, XCKU115; memory assumed: 64-bit DDR4-2400"),
+    # 640 blocks of UltraRAM are left out: the model knows block RAM only.
+    "U50": (5952, 2688, 2528e9, "AMD DS965, Alveo U50: HBM2 of 316 GB/s at its peak"),
+    "Z7020": (220, 280, 34.1e9, "AMD DS190, XC7Z020; memory: 32-bit DDR3-1066"),
+    "ZU3EG": (360, 432, _DDR4, "AMD DS891, XCZU3EG; memory: 64-bit DDR4-2400"),
+    "ZU7EV": (1728, 624, _DDR4, "AMD DS891, XCZU7EV; memory: 64-bit DDR4-2400; 96 UltraRAMs left out"),
+    "K26": (1248, 288, _DDR4, "AMD DS987, Kria K26: 64-bit DDR4-2400; 64 UltraRAMs left out"),
+    "ZU15EG": (3528, 1488, _DDR4, "AMD DS891, XCZU15EG; memory: 64-bit DDR4-2400; 112 UltraRAMs left out"),
+    "ZU19EG": (1968, 1968, _DDR4, "AMD DS891, XCZU19EG; memory: 64-bit DDR4-2400; 128 UltraRAMs left out"),
+    "U200": (6840, 4320, 616e9, "AMD DS962, Alveo U200: four DDR4 channels, 77 GB/s; 960 UltraRAMs left out"),
+    "U250": (12288, 5376, 616e9, "AMD DS962, Alveo U250: four DDR4 channels, 77 GB/s; 1280 UltraRAMs left out"),
+    "U280": (9024, 4032, 3680e9, "AMD DS963, Alveo U280: HBM2 of 460 GB/s; 960 UltraRAMs left out"),
 }
+PLATFORMS: dict[str, Budget] = {name: Budget(*figures[:3], name=name) for name, figures in _KNOWN.items()}
+SOURCES: dict[str, str] = {name: figures[3] for name, figures in _KNOWN.items()}
 
 
 def platform(budget: Budget | str) -> Budget:

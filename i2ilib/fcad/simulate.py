@@ -40,7 +40,7 @@ import numpy as np
 
 from ..errors import I2IError
 from .arguments import expect, positive, whole
-from .construct import Config, DesignSpace, Stage
+from .construct import Addend, Config, DesignSpace, Light, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +75,17 @@ class StageActivity:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoveActivity:
+    """A map on its way through external memory."""
+
+    stage: str  # that reads it, or whose output it is
+    branch: str
+    kind: str  # "input", "output" or "join": a map that waits for one
+    busy: int  # cycles in the window
+    cycles: int  # that it needs of the window at a pixel a cycle; less than ``busy`` where the bandwidth is short
+
+
+@dataclasses.dataclass(frozen=True)
 class BranchActivity:
     """One branch of a simulated design."""
 
@@ -98,6 +109,7 @@ class Simulation:
     bits: int  # through external memory in the window, of all kinds
     bandwidth: float  # bit/s that were offered
     frequency_hz: float
+    moves: tuple[MoveActivity, ...] = ()
 
     @property
     def fps(self) -> tuple[float, ...]:
@@ -169,6 +181,10 @@ class _Edge:
         self.need = [-(-(column + 1) * writer.columns // width) for column in last]  # the writer's, at each position
         self.free = [*first[1:], width]  # the reader's, that are done with after each position
         self.slot = [((column + 1) * width - 1) // writer.columns for column in range(writer.columns)]
+        burst = -(-width // writer.columns)  # of the reader's, that one column of the writer is
+        if burst > 1:  # one burst is read while the next comes; a window reaches over into the last
+            reach = max(b - a for a, b in zip(first, last, strict=True))
+            self.capacity = max(capacity, min(reach + 2 * burst, 2 * width))
         self.readable = 0  # columns of the writer, over all frames
         self.freed = 0  # columns of the reader, over all frames
         self.peak = 0
@@ -298,23 +314,31 @@ class _Plant:
 
     def __init__(self, config: Config, depth: int, keep: bool):
         space = config.space
-        self.bits, self.depth, self.keep = space.bits, depth, keep
+        self._space, self.bits, self.depth, self.keep = space, space.bits, depth, keep
         self.units: list[_Unit] = []  # each after those that feed it
-        self.stages: dict[tuple[int, int], tuple[_Unit, _Unit | None]] = {}  # convolution, and up-sampling if any
+        self.stages: dict[tuple[int, int], tuple[_Unit, ...]] = {}  # convolution, and up-samplings and poolings if any
         self.outputs: dict[int, list[_Unit]] = {}  # by pipeline: what sends the branch's output, the last stage's first
         self.images: dict[int, int] = {}  # by pipeline: in a frame of all copies
+        self.moves: list[tuple[str, tuple[int, int], _Unit]] = []  # kind, stage and what moves its map
+        self._here = (0, 0)  # the stage that is being built
         self._stored: dict[int, _Unit] = {}  # by writer: what puts its map into external memory
         for p in space.order:
             pipeline, feeders = space.pipelines[p], sorted(space.shared_from(p))
             self.images[p] = images = self.images[feeders[0]] if feeders else config.batch[p]
             turns = -(-images // config.batch[p])  # a copy may serve several images, one after the other
             for s, (stage, factors) in enumerate(zip(pipeline.stages, config.factors[p], strict=True)):
-                feeds = self._feeds(space, stage, images)
-                self.stages[p, s] = self._stage(stage, factors, turns, feeds)
+                self._here = p, s
+                self.stages[p, s] = self._stage(space, stage, factors, turns, images)
             ends = [len(pipeline.stages) - 1, *(s for q, s in _loose(space) if q == p)]
-            self.outputs[p] = [self._leave(pipeline.stages[s], self.stages[p, s], images) for s in ends]
+            self.outputs[p] = [self._leave((p, s), images) for s in ends]
         for _, p, s in space.taps:
-            self._leave(space.pipelines[p].stages[s], self.stages[p, s], self.images[p])
+            if p >= 0:  # an input that is handed through is no work of the accelerator's
+                self._leave((p, s), self.images[p])
+
+    @property
+    def named(self) -> dict[str, tuple[_Unit, ...]]:
+        """Units by the name of their stage."""
+        return {self._space.pipelines[p].stages[s].name: units for (p, s), units in self.stages.items()}
 
     def _unit(self, *args, **options) -> _Unit:
         self.units.append(_Unit(len(self.units), *args, **options))
@@ -326,44 +350,76 @@ class _Plant:
         _Edge(writer, reader, capacity, (lines, lines), reader.columns)
         return reader
 
-    def _move(self, columns: int, channels: int, height: int, width: int, images: int) -> _Unit:
+    def _move(self, kind: str, columns: int, channels: int, height: int, width: int, images: int) -> _Unit:
         """A map through external memory, in so many columns, at most a pixel a cycle."""
         pixels = -(-height * width // columns)
-        return self._unit("move", columns, [pixels], bits=[channels * pixels * self.bits * images])
+        unit = self._unit("move", columns, [pixels], bits=[channels * pixels * self.bits * images])
+        self.moves.append((kind, self._here, unit))
+        return unit
 
-    def _leave(self, stage: Stage, units: tuple[_Unit, _Unit | None], images: int) -> _Unit:
-        """What sends the map that a stage hands on as an output."""
-        end = units[1] or units[0]
+    def _leave(self, key: tuple[int, int], images: int) -> _Unit:
+        """What sends the map that a stage hands on as an output: one that no other reads, else its first light's."""
+        stage, units, self._here = self._space.pipelines[key[0]].stages[key[1]], self.stages[key], key
+        unread = [unit for unit in units[1:] if not unit.outputs]
+        end = (unread or units[1:2] or units)[0]
         columns = min(end.columns, stage.out_width)
-        return self._link(end, self._move(columns, stage.out_channels, stage.out_height, stage.out_width, images), 2)
+        there = (columns, stage.out_channels, stage.out_height, stage.out_width, images)
+        return self._link(end, self._move("output", *there), 2)
 
-    def _feeds(self, space: DesignSpace, stage: Stage, images: int) -> list[_Unit]:
-        """The units that a stage reads: of a join's sources, all but the latest come back from external memory."""
+    def _from_memory(self, writer: _Unit, columns: int, channels: int, size: tuple[int, int], images: int) -> _Unit:
+        """A map that comes back from external memory, where it is written once."""
+        there = (columns, channels, *size, images)
+        if writer.index not in self._stored:
+            self._stored[writer.index] = self._link(writer, self._move("join", *there), 2)
+        return self._link(self._stored[writer.index], self._move("join", *there), math.inf)
+
+    def _feeds(self, space: DesignSpace, stage: Stage, images: int) -> tuple[list[_Unit], list[tuple[_Unit, Addend]]]:
+        """The units that a stage reads, and those whose maps it adds to its own.
+
+        Of all, the one that lags most comes directly, and the others come back from external memory: none has to wait
+        in a buffer, where it would hold up what others need.
+        """
         here = stage.in_height, stage.in_width
         if not stage.sources:
-            return [self._move(stage.in_width, stage.in_channels, *here, images)]
-        writers, channels = [], []
-        for p, s in stage.sources:
-            conv, light = self.stages[p, s]
+            feeds, sources = [self._move("input", stage.in_width, stage.in_channels, *here, images)], []
+            latest = feeds[0]
+        else:
+            ports = stage.taken or [space.pipelines[p].stages[s].gives(here) for p, s in stage.sources]
+            sources = [
+                (self.stages[p, s][port], space.pipelines[p].stages[s].out_channels)
+                for (p, s), port in zip(stage.sources, ports, strict=True)
+            ]
+            latest = max((writer for writer, _ in sources), key=lambda writer: writer.lag)
+            feeds = [latest]
+        added = []
+        for addend in stage.addends:
+            p, s = addend.source
             there = space.pipelines[p].stages[s]
-            made = (there.out_height, there.out_width)
-            writers.append(light if light and (here == made or here != (there.height, there.width)) else conv)
-            channels.append(there.out_channels)
-        latest = max(writers, key=lambda writer: writer.lag)
-        feeds = [latest]
-        for writer, count in zip(writers, channels, strict=True):
-            if writer is latest:  # also where a stage joins a map with itself
-                continue
-            size = (stage.in_width, count, *here, images)
-            if writer.index not in self._stored:
-                self._stored[writer.index] = self._link(writer, self._move(*size), 2)
-            feeds.append(self._link(self._stored[writer.index], self._move(*size), math.inf))
-        return feeds
+            added.append((self.stages[p, s][there.gives(addend.size)], there.out_channels, addend))
+        added = [one for one in added if one[0] is not latest]  # what it reads anyway is still in its buffer
+        # Its own first column comes after so much of its input; what comes from memory takes two columns more.
+        own = latest.lag + (_spans(stage, 1)[1][0] + 1) / stage.in_width
+        late = max((one for one in added), key=lambda one: one[0].lag, default=None)
+        if late and sources and late[0].lag + 2 / late[2].size[1] > own:
+            feeds = [self._from_memory(latest, stage.in_width, sources[0][1], here, images)]
+        else:
+            late = None
+        for writer, channels in sources:
+            if writer is not latest:  # also where a stage joins a map with itself
+                feeds.append(self._from_memory(writer, stage.in_width, channels, here, images))
+        adds = []
+        for one in added:
+            writer, channels, addend = one
+            if one is not late:
+                writer = self._from_memory(writer, addend.size[1], channels, addend.size, images)
+            adds.append((writer, addend))
+        return feeds, adds
 
     def _stage(
-        self, stage: Stage, factors: tuple[int, int, int], turns: int, feeds: list[_Unit]
-    ) -> tuple[_Unit, _Unit | None]:
-        """A convolution that reads ``feeds``, and what is behind it; a copy does its work ``turns`` times."""
+        self, space: DesignSpace, stage: Stage, factors: tuple[int, int, int], turns: int, images: int
+    ) -> tuple[_Unit, ...]:
+        """A convolution, and what is behind it; a copy does its work ``turns`` times."""
+        feeds, adds = self._feeds(space, stage, images)
         cpf, kpf, h = factors
         inner, (kh, kw) = stage.in_channels // stage.groups, stage.kernel
         made = [min(kpf, stage.out_channels - k) for k in range(0, stage.out_channels, kpf)]  # channels of each tile
@@ -374,33 +430,38 @@ class _Plant:
         columns = stage.width * phases
         bias = stage.bias * self.bits // (columns * stage.out_channels) if stage.untied else 0  # of a channel
         tiles = [(n, channels) for n in taps for channels in made]
-        first = [(n * inner * self.bits + bias) * channels for n, channels in tiles]
+        first = [(n * inner * (self.bits + stage.wider) + bias) * channels for n, channels in tiles]
         again = [bias * channels for _, channels in tiles] if self.keep and len(tiles) <= 2 else first
         conv = self._unit(
             "conv", columns, [-(-inner // cpf) * n * -(-stage.height // h) * turns for n in taps],
             tiles=len(made), bits=first, again=again, fill=self.depth + (cpf - 1).bit_length(),
         )  # fmt: skip
         for writer in feeds:
-            _Edge(writer, conv, _capacity(stage), _spans(stage, 1), stage.in_width)
-        return conv, self._light(stage, conv, turns)
+            capacity = math.inf if writer.kind == "move" and writer.inputs else _capacity(stage)
+            _Edge(writer, conv, capacity, _spans(stage, 1), stage.in_width)
+        units = [conv]
+        for light in stage.lights:
+            units.append(self._light(stage, light, units, turns))
+        for writer, addend in adds:
+            self._link(writer, units[stage.gives(addend.size)], 2)
+        return tuple(units)
 
-    def _light(self, stage: Stage, conv: _Unit, turns: int) -> _Unit | None:
-        """The up-sampling or pooling behind a convolution."""
-        if not stage.light:
-            return None
-        rows = stage.out_height if stage.pool else stage.height * (conv.columns // stage.width) * stage.upsample
-        columns = stage.out_width if stage.pool else conv.columns * stage.upsample
-        cycles = rows * -(-stage.out_channels // WRITE_CHANNELS) * turns
-        light = self._unit("pool" if stage.pool else "upsample", columns, [cycles])
-        if not stage.pool:
-            lines = [x // stage.upsample for x in range(columns)]
-            _Edge(conv, light, 2, (lines, lines), conv.columns)
-            return light
-        step = max(1, round(conv.columns / columns))
-        first, last = _sliding(columns, conv.columns, stage.pool, step)
-        running = stage.pool >= conv.columns
-        _Edge(conv, light, 2 * conv.columns if running else max(2, stage.pool), (first, last), conv.columns)
-        return light
+    def _light(self, stage: Stage, light: Light, units: list[_Unit], turns: int) -> _Unit:
+        """An up-sampling or pooling behind a convolution, or behind another of them."""
+        before, (rows, columns) = units[light.behind], light.size
+        if light.kind == "upsample":
+            columns = before.columns * light.factor
+            rows = (stage.lights[light.behind - 1].size[0] if light.behind else stage.made[0]) * light.factor
+        unit = self._unit(light.kind, columns, [rows * -(-stage.out_channels // WRITE_CHANNELS) * turns])
+        if light.kind == "upsample":
+            lines = [x // light.factor for x in range(columns)]
+            _Edge(before, unit, 2, (lines, lines), before.columns)
+            return unit
+        step = max(1, round(before.columns / columns))
+        first, last = _sliding(columns, before.columns, light.factor, step)
+        running = light.factor >= before.columns
+        _Edge(before, unit, 2 * before.columns if running else max(2, light.factor), (first, last), before.columns)
+        return unit
 
 
 class _Memory:
@@ -520,11 +581,28 @@ def _run(plant: _Plant, frames: int, memory: _Memory) -> tuple[int, int]:
             return begun, now
         following = min(events[0][0] if events else math.inf, math.ceil(min(memory.ends(), 1e18) - 1e-4))
         if following >= 1e18:
-            raise I2IError(
-                "simulation", expected="a pipeline that moves", got=f"one in which nothing can start after cycle {now}",
-                remedy="Two ways to a join differ by more columns than the buffers on them hold.",
-            )  # fmt: skip
+            raise _stuck(plant, now)
         now = max(now, following)
+
+
+def _stuck(plant: _Plant, now: int) -> I2IError:
+    """Who waits for whom where nothing can start."""
+    names = {unit.index: name for name, units in plant.named.items() for unit in units}
+    blocked = [unit for unit in plant.units if unit.cause == "blocked"]
+    edges = [
+        edge for unit in blocked for edge in unit.outputs
+        if unit.frame * edge.width + edge.slot[unit.column] >= edge.freed + edge.capacity
+    ]  # fmt: skip
+    joins = any(len(edge.reader.inputs) > 1 for edge in edges)
+
+    def name(unit: _Unit) -> str:
+        return names.get(unit.index, "external memory")
+
+    told = [f"{name(edge.writer)} waits for room before {name(edge.reader)}" for edge in edges[:3]]
+    remedy = "Two ways to a join differ by more columns than the buffers on them hold." if joins else (
+        "An input buffer holds fewer columns than its reader and its writer take at once.")  # fmt: skip
+    got = f"one in which nothing can start after cycle {now}" + (": " + "; ".join(told) if told else "")
+    return I2IError("simulation", expected="a pipeline that moves", got=got, remedy=remedy)
 
 
 def simulate(
@@ -569,16 +647,25 @@ def simulate(
     plant = _Plant(config, depth, keep_weights)
     begun, ended = _run(plant, frames, _Memory(bandwidth / space.frequency_hz, arbitration == "fair"))
 
-    stages = [_stage_activity(config, key, unit, plant) for key, pair in plant.stages.items() for unit in pair if unit]
+    stages = [_stage_activity(config, key, unit, plant) for key, units in plant.stages.items() for unit in units]
     branches = [_branch_activity(space, p, plant) for p in range(len(space.pipelines))]
     bits = sum(unit.moved for unit in plant.units)
-    return Simulation(tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz)
+    moves = [
+        MoveActivity(
+            space.pipelines[p].stages[s].name, space.pipelines[p].name, kind, unit.time["busy"],
+            round(unit.moved / unit.bits[0] * unit.cycles[0]),
+        )
+        for kind, (p, s), unit in plant.moves
+    ]  # fmt: skip
+    return Simulation(tuple(branches), tuple(stages), ended - begun, bits, bandwidth, space.frequency_hz, tuple(moves))
 
 
 def _stage_activity(config: Config, key: tuple[int, int], unit: _Unit, plant: _Plant) -> StageActivity:
     p, s = key
     pipeline = config.space.pipelines[p]
-    stage, capacity = pipeline.stages[s], unit.inputs[0].capacity
+    stage = pipeline.stages[s]
+    inputs = [edge for edge in unit.inputs if edge.width == unit.inputs[0].width and edge.capacity < math.inf]
+    capacity = inputs[0].capacity if inputs else _capacity(stage)
     if unit.kind == "conv":
         cost = partition_cost(stage, config.factors[p][s][2])
         elements, halo = cost["columns_elements"], cost["halo_elements"]
@@ -591,7 +678,7 @@ def _stage_activity(config: Config, key: tuple[int, int], unit: _Unit, plant: _P
         **{cause: unit.time[cause] for cause in _CAUSES},
         bits=unit.moved,
         capacity=capacity,
-        peak=max(edge.peak for edge in unit.inputs),
+        peak=max((edge.peak for edge in inputs), default=0),
         buffer_elements=elements,
         halo_elements=halo,
         starts=np.array(unit.starts, np.int64),
@@ -605,7 +692,7 @@ def _branch_activity(space: DesignSpace, p: int, plant: _Plant) -> BranchActivit
     done = np.max([unit.finished[:whole_frames] for unit in outputs], axis=0).astype(np.int64)
     steady = done[1:] if len(done) > 2 else done
     interval = float(steady[-1] - steady[0]) / (len(steady) - 1)
-    stages = [plant.stages[key][0] for key in _ancestors(space, p)]
+    stages = [plant.stages[key][0] for key in ancestors(space, p)]
     return BranchActivity(
         name=space.pipelines[p].name,
         images=images,
@@ -620,12 +707,14 @@ def _branch_activity(space: DesignSpace, p: int, plant: _Plant) -> BranchActivit
 
 def _loose(space: DesignSpace) -> list[tuple[int, int]]:
     """Stages that no other reads, without the last of each pipeline: parts of an output that concatenates several."""
-    read = {source for pipeline in space.pipelines for stage in pipeline.stages for source in stage.sources}
+    stages = [stage for pipeline in space.pipelines for stage in pipeline.stages]
+    read = {source for stage in stages for source in stage.sources}
+    read |= {addend.source for stage in stages for addend in stage.addends}
     earlier = [(p, s) for p, pipeline in enumerate(space.pipelines) for s in range(len(pipeline.stages) - 1)]
     return [key for key in earlier if key not in read]
 
 
-def _ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
+def ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
     """The stages that a branch's output depends on."""
     found: set[tuple[int, int]] = set()
     todo = [
@@ -636,7 +725,8 @@ def _ancestors(space: DesignSpace, pipeline: int) -> set[tuple[int, int]]:
         key = todo.pop()
         if key not in found:
             found.add(key)
-            todo += space.pipelines[key[0]].stages[key[1]].sources
+            stage = space.pipelines[key[0]].stages[key[1]]
+            todo += [*stage.sources, *(addend.source for addend in stage.addends)]
     return found
 
 

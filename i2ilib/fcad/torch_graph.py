@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import I2IError
 from ..runtime import quiet
 from .arguments import kind_of
-from .graph import Builder, Graph, Operator, reason, unknown
+from .graph import Builder, Graph, Operator, gates, reason, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -30,10 +30,11 @@ SHAPES = {
 UPSAMPLES = {"upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d", "upsample_bicubic2d"}
 UPSAMPLES |= {"_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"}
 POOLS = {"max_pool2d", "avg_pool2d", "max_pool2d_with_indices"}
+MAPS = {"conv2d", "conv_transpose2d", *POOLS, "adaptive_avg_pool2d", "adaptive_max_pool2d", "pixel_shuffle"}
 ADAPTIVE = {"adaptive_avg_pool2d", "adaptive_max_pool2d"}
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Graph:
+def trace(model: nn.Module, example_inputs: Any, leave_ends: bool = False) -> Graph:
     """Export a module and build its graph; see :func:`i2ilib.fcad.graph.analyse`."""
     import torch
     from torch import nn
@@ -51,17 +52,10 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     keywords = dict(example_inputs) if isinstance(example_inputs, Mapping) else {}
     positional = () if keywords else example_inputs
     positional = (positional,) if isinstance(positional, torch.Tensor) else tuple(positional)
-    with _evaluating(model), quiet("torch", "torch.export"):
-        try:
-            with torch.no_grad():  # else each part with gradients off becomes one operator
-                program = torch.export.export(model, positional, keywords, strict=False)
-        except I2IError:
-            raise
-        except Exception as error:  # whatever PyTorch meets
-            got = f"{type(error).__name__}: {reason(error)}"
-            remedy = "Python that depends on values cannot be traced; the shapes must be ones that the model takes."
-            expected = "a module that PyTorch exports"
-            raise I2IError(type(model).__name__, expected=expected, got=got, remedy=remedy) from None
+    program = _export(model, positional, keywords)
+    if _unbatched(program):  # PyTorch takes a single frame for what it is; here the first axis is the batch
+        positional, keywords = _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor[None], (positional, keywords))
+        program = _export(model, positional, keywords, "Give example inputs a batch axis: (1, C, H, W).")
     nodes = {node.name: node for node in program.graph.nodes}
 
     def shapes(key: str) -> tuple[int, ...]:
@@ -82,7 +76,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
             node.meta.get("val"), torch.Tensor | list | tuple
         ):
             alive.add(node.name)
-            _take(node, builder, alive, same)
+            ends = leave_ends and all(user.op == "output" for user in node.users)
+            _take(node, builder, alive, same, ends)
     tree = program.call_spec.out_spec
     named = _pytree.tree_unflatten(list(range(tree.num_leaves)), tree)
     outputs = {}
@@ -93,6 +88,36 @@ def trace(model: nn.Module, example_inputs: Any) -> Graph:
     if not outputs:
         raise I2IError(type(model).__name__, expected="an output that depends on an input", got="none")
     return builder.graph(outputs)
+
+
+def _export(model: nn.Module, positional: tuple, keywords: dict, remedy: str | None = None):
+    import torch
+
+    with _evaluating(model), quiet("torch", "torch.export"):
+        try:
+            with torch.no_grad():  # else each part with gradients off becomes one operator
+                return torch.export.export(model, positional, keywords, strict=False)
+        except I2IError:
+            raise
+        except Exception as error:  # whatever PyTorch meets
+            got = f"{type(error).__name__}: {reason(error)}"
+            remedy = remedy or (
+                "Python that depends on values cannot be traced; the shapes must be ones that the model takes."
+            )
+            expected = "a module that PyTorch exports"
+            raise I2IError(type(model).__name__, expected=expected, got=got, remedy=remedy) from None
+
+
+def _unbatched(program: Any) -> bool:
+    """Whether an operator of maps meets three axes, or a linear layer one."""
+    for node in program.graph.nodes:
+        operator = getattr(node.target, "_opname", "")
+        axes = {"linear": 1}.get(operator, 3 if operator in MAPS else 0)
+        first = node.args[0] if node.args else None
+        value = first.meta.get("val") if hasattr(first, "meta") else None
+        if axes and getattr(value, "ndim", None) == axes:
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -128,8 +153,8 @@ def _leaves(tree: Any, name: str = "") -> Iterator[tuple[str, int]]:
                 yield from _leaves(value, f"{prefix or 'branch '}{number}")
 
 
-def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str, str]) -> None:
-    """Hand one exported node to the builder."""
+def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str, str], ends: bool) -> None:
+    """Hand one exported node to the builder; one that ends the network may be left to the host."""
     operator = getattr(node.target, "_opname", None) or getattr(node.target, "__name__", str(node.target))
     plain = operator.removesuffix("_")  # in place or not
     name = _name(node)
@@ -155,7 +180,7 @@ def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str
     elif plain in ACTIVATIONS:
         add("activation")
     elif plain in UPSAMPLES:
-        add("upsample")
+        add("upsample", nearest="nearest" in plain)
     elif plain in POOLS:
         kernel = _pair(values["kernel_size"])
         add("pool", kernel=kernel, stride=_pair(values.get("stride") or kernel))
@@ -176,13 +201,28 @@ def _take(node: torch.fx.Node, builder: Builder, alive: set[str], same: dict[str
     elif plain == "mul" and (gate := _gate(node)):  # x · sigmoid(x), one activation
         operands = (gate,)
         add("shape")
+    elif plain == "mul" and len(operands) == 2:
+        shape = tuple(node.meta["val"].shape)  # the map first, then its gate, whose one number serves a whole channel
+        operands = tuple(sorted(operands, key=lambda key: builder.shapes(key) != shape))
+        if builder.shapes(operands[0]) != shape or not gates(builder.shapes(operands[1]), shape):
+            raise unknown(name, operator)
+        add("mul")
+    elif plain == "mul":
+        add("activation")  # a map times itself
     elif plain in ("add", "sub") and len(operands) == 2:
         add("add")
+    elif (plain == "rsub" or (plain == "sub" and node.args[0] not in moving)) and len(moving) == 1:
+        # a constant less a map: by -1, and a bias
+        other = [one for one in node.all_input_nodes if one.name not in alive]
+        add("bias", weight=other[0].name if other else "")
     elif plain in ("add", "sub") and node.args[0] in moving:
         add("bias", weight=next((one.name for one in node.all_input_nodes if one.name not in alive), ""))
     elif plain == "add":
         add("bias", weight=node.args[0].name)
     elif plain in SHAPES or operator in SHAPES:
+        add("shape")
+    elif ends:
+        builder.host.append(f"{name} ({operator})")
         add("shape")
     else:
         raise unknown(name, operator)

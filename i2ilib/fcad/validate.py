@@ -16,10 +16,12 @@ import numpy as np
 from ..errors import I2IError
 from .cost import Budget, Config, evaluate
 from .platforms import PLATFORMS
-from .simulate import Simulation, simulate
+from .simulate import Simulation, StageActivity, ancestors, simulate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from .construct import DesignSpace
 
 PAPER_ERRORS = {"FPS": (2.02, 2.89), "efficiency": (1.91, 3.96)}  # per cent, (mean, largest), of Sec. VI-B3
 
@@ -40,7 +42,8 @@ def compare(config: Config, *, frames: int = 4, bandwidth: float = math.inf) -> 
         ``simulated FPS``; ``error (%)`` of Eq. 5 and ``error at one pace (%)``, above 0 where the model is too fast;
         and, for the stage of the branch that others hold up least, the cycles it loses per hundred of work:
         ``starved (%)``, ``blocked (%)``, ``weights (%)``. ``fill (%)``: what of the error goes without the depth of the
-        data path. Borders cost nothing, as the model counts padding as work, and neither does a halo.
+        data path. ``cause``: what most of the error comes from, in words. Borders cost nothing, as the model counts
+        padding as work, and neither does a halo.
     """
     import pandas as pd
 
@@ -64,9 +67,69 @@ def compare(config: Config, *, frames: int = 4, bandwidth: float = math.inf) -> 
                 "pace-maker": most.name,
                 **lost,
                 "fill (%)": 100 * own * (1 / simulated - 1 / flat.fps[p]),
+                "cause": _cause(config, result, p, (own, together, simulated, flat.fps[p]), most),
             }
         )
     return pd.DataFrame(rows).set_index("branch")
+
+
+SMALL = 0.002  # of a rate: an error that needs no cause
+WORKS = {
+    "input": "the network's input comes at one pixel a cycle, for {}",
+    "output": "the output leaves at one pixel a cycle, behind {}",
+    "join": "a map that waits for a join passes at one pixel a cycle, for {}",
+    "upsample": "the up-sampling writes 32 channels of one pixel a cycle, behind {}",
+    "pool": "the pooling writes 32 channels of one pixel a cycle, behind {}",
+}
+
+
+def _cause(
+    config: Config, result: Simulation, p: int, rates: tuple[float, float, float, float], most: StageActivity
+) -> str:
+    """What most of the error of Eq. 5 comes from.
+
+    Args:
+        config: The design.
+        result: Its simulation.
+        p: Index of the branch.
+        rates: Of the branch: by Eq. 5, at one pace, simulated, and simulated without the depth of the data path.
+        most: The stage that is kept busy most of those of the branch.
+    """
+    space = config.space
+    own, together, simulated, flat = rates
+    error = own / simulated - 1
+    if abs(error) < SMALL:
+        return "none"
+    if own / together - 1 > error / 2:
+        return "shares stages with a slower branch, and waits for it"
+    keys = _together(space, p)
+    needed = {space.pipelines[q].stages[s].name for q, s in keys}
+    works = [(one.busy, one.kind, one.name) for one in result.stages if one.name in needed and one.kind != "conv"]
+    works += [(one.busy, one.kind, one.stage) for one in result.moves if one.stage in needed]
+    busy, kind, name = max(works, default=(0, "", ""))
+    short = any(one.busy > 1.02 * one.cycles for one in result.moves if one.stage in needed and one.busy == busy)
+    thirsty = max((one for one in result.stages if one.name in needed), key=lambda one: one.weights)
+    if thirsty.weights > max(most.starved, most.blocked) / 2 or (short and busy > most.busy):
+        return f"external memory is too slow; {thirsty.name} waits"
+    if busy > most.busy:
+        return WORKS[kind].format(name)
+    if flat / simulated - 1 > error / 2:
+        return f"the depth of the data path, once a column of {most.name}"
+    stages = [space.pipelines[q].stages[s] for q, s in sorted(keys)]
+    uneven = [one.name for one in stages if one.step > 1 or one.pool or one.burst > 1]
+    if uneven:
+        return f"columns come in bursts, which short buffers do not smooth: a stride, pooling or shuffle at {uneven[0]}"
+    return f"{most.name} waits for its neighbours, whose columns take other times"
+
+
+def _together(space: DesignSpace, p: int) -> set[tuple[int, int]]:
+    """The stages of a branch, and of all branches that share stages with it or with one of those."""
+    waiting = [ancestors(space, q) for q in range(len(space.pipelines))]
+    found = waiting.pop(p)
+    while near := [one for one in waiting if one & found]:
+        found = found.union(*near)
+        waiting = [one for one in waiting if not one & found]
+    return found
 
 
 def bandwidth_sweep(

@@ -23,7 +23,7 @@ from ..fcad.cost import Config, evaluate
 from . import GRID, INK, PALETTE, WIDTH
 
 if TYPE_CHECKING:
-    from ..fcad.construct import DesignSpace
+    from ..fcad.construct import DesignSpace, Stage
     from ..fcad.cost import Budget, Evaluation
     from ..fcad.pareto import Fronts
     from ..fcad.simulate import Simulation
@@ -74,6 +74,11 @@ def pipelines(design: DesignSpace | Config, *, title: str = "") -> Figure:
     return figure
 
 
+def _reads(stage: Stage) -> list[tuple[int, int]]:
+    """The stages whose maps a stage reads or adds."""
+    return list(dict.fromkeys([*stage.sources, *(addend.source for addend in stage.addends)]))
+
+
 class _Places:
     """Where the stages go: one unit is a column, and as much upwards, so that a box is a square."""
 
@@ -83,7 +88,7 @@ class _Places:
         self.columns: list[list[int]] = [[] for _ in space.pipelines]
         for j in space.order:
             for stage in space.pipelines[j].stages:
-                before = [self.columns[q][s] for q, s in stage.sources]
+                before = [self.columns[q][s] for q, s in _reads(stage)]
                 self.columns[j].append(max([*before, *self.columns[j][-1:], -1]) + 1)
         self.last = max(max(row) for row in self.columns)
         self.width = max(self.last + 1.5, 8.0)
@@ -96,7 +101,7 @@ class _Places:
             spans = [
                 self.columns[j][i] - self.columns[j][s]
                 for i, stage in enumerate(pipeline.stages)
-                for q, s in stage.sources
+                for q, s in _reads(stage)
                 if q == j and s != i - 1
             ]
             y -= (0.2 + 0.04) / self.inch  # the label
@@ -177,7 +182,7 @@ def _wires(ax: plt.Axes, space: DesignSpace, j: int, place: _Places, side: dict[
         x, y, half = columns[j][i], rows[j], side[j, i] / 2
         if not stage.sources:
             ax.annotate("", (x - half, y), (x - 0.6, y), arrowprops=style, zorder=2)
-        for q, s in stage.sources:
+        for q, s in _reads(stage):
             start, out = columns[q][s], side[q, s] / 2
             if q == j and s == i - 1:
                 ax.annotate("", (x - half, y), (start + out, y), arrowprops=style, zorder=2)
@@ -194,7 +199,7 @@ def _wires(ax: plt.Axes, space: DesignSpace, j: int, place: _Places, side: dict[
             ax.plot(x + 0.42, y, ">", ms=4.5, color=AMBER, mec="white", mew=0.3, zorder=4)
             at = (x + 0.43, y + 0.05 / place.inch)
             ax.text(*at, f"×{stage.upsample}", ha="center", va="bottom", size=POINTS, zorder=4, path_effects=WHITE)
-    if not any((j, len(stages) - 1) in stage.sources for pipeline in space.pipelines for stage in pipeline.stages):
+    if not any((j, len(stages) - 1) in _reads(stage) for pipeline in space.pipelines for stage in pipeline.stages):
         x, half = columns[j][-1], side[j, len(stages) - 1] / 2
         ax.annotate("", (x + 0.66, rows[j]), (x + half, rows[j]), arrowprops=style, zorder=2)
 

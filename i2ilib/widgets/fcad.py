@@ -88,7 +88,8 @@ def fcad_view(
         I2IError: If bits, priorities or batch make no problem.
     """
     space = dataclasses.replace(space, bits=bits)
-    weights, copies = check_arguments(space, budget, priorities, batch, 0.0)
+    goal = check_arguments(space, budget, priorities, batch, 0.0)
+    weights, copies = goal.priorities, goal.batch
     try:
         found = search(space, budget, weights, copies, seed=seed)
     except I2IError as error:
@@ -138,10 +139,11 @@ class FcadExplorer(ipw.VBox):
             style=late["style"],
             layout=late["layout"],
         )
-        self.dsp = ipw.IntSlider(min=0, max=8192, value=start.dsp, description="DSP", **late)
-        self.bram = ipw.IntSlider(min=0, max=6144, value=start.bram, description="BRAM, 18 Kb", **late)
+        most = Budget(*(max(getattr(b, field) for b in PLATFORMS.values()) for field in ("dsp", "bram", "bandwidth")))
+        self.dsp = ipw.IntSlider(min=0, max=most.dsp, value=start.dsp, description="DSP", **late)
+        self.bram = ipw.IntSlider(min=0, max=most.bram, value=start.bram, description="BRAM, 18 Kb", **late)
         self.gbytes = ipw.FloatSlider(
-            min=0, max=256, step=0.1, value=start.bandwidth / 8e9, description="memory, GB/s", **late
+            min=0, max=most.bandwidth / 8e9, step=0.1, value=start.bandwidth / 8e9, description="memory, GB/s", **late
         )
         self.bits = ipw.ToggleButtons(
             options=(8, 16), value=8, description="bits", style={"description_width": "8em", "button_width": "5em"}
