@@ -297,7 +297,8 @@ def _matte(options: argparse.Namespace) -> int:
     chosen = MatteOptions(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     clip = open_clip(options.frames, layer=options.layer)
     backend, why = fastest_exact() if options.backend == "auto" else (options.backend, "as asked for")
-    chosen = dataclasses.replace(chosen, q_in=models.load(options.model)[1].get("q_in", 1))
+    meta = models.load(options.model)[1]
+    chosen = dataclasses.replace(chosen, q_in=meta.get("q_in", 1), q_out=meta.get("q_out", 1))
     plan = plan_clip(
         clip,
         options.out,
