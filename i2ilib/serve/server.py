@@ -12,6 +12,8 @@ import ipaddress
 import itertools
 import json
 import logging
+import os
+import signal
 import socket
 import threading
 import time
@@ -376,6 +378,40 @@ def _gone(sock: socket.socket) -> bool:
 
 def _size(images: Sequence[np.ndarray]) -> str:
     return f"{images[0].shape[2]} x {images[0].shape[1]}" if images else "no image"
+
+
+def until_told(server: Server, *, seconds: float | None = None) -> bool:
+    """Serve until SIGTERM or SIGINT, then finish what has begun; a second one ends the process at once.
+
+    SIGHUP, which a closing terminal sends, is told in the log and nothing else. For the main thread.
+
+    Args:
+        server: Running.
+        seconds: For what has begun; None waits for it.
+
+    Returns:
+        Whether all was finished.
+    """
+    told = threading.Event()
+
+    def end(number: int, _) -> None:
+        if told.is_set():
+            os._exit(128 + number)
+        log.info("ending", extra={"story": {"signal": signal.Signals(number).name, "open": len(server.visits)}})
+        told.set()
+
+    def hang_up(number: int, _) -> None:
+        log.info("passed over", extra={"story": {"signal": signal.Signals(number).name}})
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        while not told.wait(1.0):
+            pass
+        return server.stop(seconds=seconds)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- log -------------------------------------------------------------------------------------------------
