@@ -181,8 +181,9 @@ class Server:
         try:
             with self.memory.claim() as claim:
                 self._converse(visit, full, claim)
-            seconds = self.limits.drain_seconds if visit.unread else _FAREWELL
-            wire.part(visit.sock, seconds=seconds, most=min(visit.unread, wire.MOST) + (1 << 16))
+            if visit.story["outcome"] != "left":  # nobody is there to read or to send
+                seconds = self.limits.drain_seconds if visit.unread else _FAREWELL
+                wire.part(visit.sock, seconds=seconds, most=min(visit.unread, wire.MOST) + (1 << 16))
         finally:
             with contextlib.suppress(OSError):
                 visit.sock.close()
