@@ -289,6 +289,29 @@ class _Unwritable:
         raise importlib.import_module("google.protobuf.message").EncodeError("too large")
 
 
+# --- memory for messages ---------------------------------------------------------------------------------
+
+
+def test_a_block_is_used_again_and_never_while_anybody_looks_at_it():
+    blocks = wire.Blocks(kept=5 << 20)
+    first = blocks.take(2 << 20)
+    first[:] = 7
+    view = np.frombuffer(memoryview(first)[4:404], "<f4").reshape(1, 10, 10)[:, ::-1]
+    where = first.ctypes.data
+    del first
+    assert not blocks.kept  # the view still looks at it
+    second = blocks.take(2 << 20)
+    assert second.ctypes.data != where and view[0, 0, 0] == np.frombuffer(b"\x07" * 4, "<f4")[0]
+    del view
+    again = blocks.take((2 << 20) - 5)
+    assert again.ctypes.data == where and len(again) == (2 << 20) - 5
+    del again, second
+    held = [blocks.take(3 << 20) for _ in range(3)]
+    del held
+    assert sum(map(len, blocks.kept)) <= 5 << 20
+    assert len(blocks.take(10)) == 10
+
+
 # --- sockets -----------------------------------------------------------------------------------------
 
 

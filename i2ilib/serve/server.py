@@ -123,7 +123,7 @@ class Server:
     ):
         self.models, self.limits = check_menu(models), limits or Limits()
         self.menu = wire.info_response([model.describe() for model in models])
-        self.host, self.memory = _numeric(host), Memory(self.limits.memory)
+        self.host, self.memory, self.blocks = _numeric(host), Memory(self.limits.memory), wire.Blocks()
         waiting = self.limits.waiting
         self.large, self.small = (Slots(self.limits.slots, waiting=waiting) for _ in range(2))
         self.visits: dict[str, _Visit] = {}
@@ -286,7 +286,7 @@ class Server:
     def _message(self, visit: _Visit, length: int, claim) -> np.ndarray:
         """So many bytes, in memory that is asked for as they come."""
         limits = self.limits
-        message = np.empty(length, np.uint8)  # large blocks get their pages when they are written, not before
+        message = self.blocks.take(length)
         pace = wire.Pace.of(length, stall=limits.stall_seconds, rate=limits.bytes_a_second)
         try:
             wire.receive(visit.sock, memoryview(message), pace, grow=lambda n: self._grow(claim, n))

@@ -8,8 +8,11 @@ too. Pictures are float32, little endian, plane after plane, the bottom row firs
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import socket
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -311,6 +314,44 @@ def pack(message: Message, *, response: bool) -> bytes:
     except EncodeError as error:
         raise WireError("message", expected="one that protobuf can write", got=str(error)) from None
     return header(len(body) + HEADER * response) + body
+
+
+# --- memory for messages -----------------------------------------------------------------------------
+
+
+class Blocks:
+    """Memory for messages, some of it kept to be used again.
+
+    The system gives a page of new memory when it is first written, and for a large picture that takes longer than the
+    picture itself; a block that was used before has its pages. A new one has none until bytes come.
+
+    Args:
+        kept: Most bytes that are kept.
+    """
+
+    def __init__(self, kept: int = 1 << 28):
+        self.most, self.kept = kept, []
+        self.lock = threading.RLock()  # a block may come back in the middle of a taking, from the garbage collector
+
+    def take(self, length: int) -> np.ndarray:
+        """(length,) uint8 of any content; its block comes back when nothing refers to the array any more."""
+        if length < 1 << 20:
+            return np.empty(length, np.uint8)
+        with self.lock:
+            fitting = [block for block in self.kept if length <= len(block) <= 2 * length]
+            block = min(fitting, key=len, default=None)
+            if block is not None:
+                self.kept.remove(block)
+        block = mmap.mmap(-1, length) if block is None else block
+        array = np.frombuffer(block, np.uint8, length)
+        weakref.finalize(array, self._back, block).atexit = False
+        return array
+
+    def _back(self, block: mmap.mmap) -> None:
+        with self.lock:
+            self.kept.append(block)
+            while sum(map(len, self.kept)) > self.most:
+                self.kept.pop(0)  # the oldest goes back to the system
 
 
 # --- sockets -----------------------------------------------------------------------------------------
