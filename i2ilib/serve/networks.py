@@ -154,7 +154,7 @@ def _colours(image: np.ndarray) -> torch.Tensor:
     """(1, 3, H, W) of an image of three planes or more."""
     if len(image) < 3:
         raise I2IError("image 0", expected="three planes: red, green, blue", got=len(image))
-    return torch.from_numpy(np.ascontiguousarray(image[:3], np.float32))[None]
+    return torch.from_numpy(np.array(image[:3], np.float32, order="C"))[None]  # a copy, upright and aligned
 
 
 # --- from files ------------------------------------------------------------------------------------------
