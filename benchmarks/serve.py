@@ -120,7 +120,7 @@ def matting_server(pipe, filters: int, batch: int, backend: str) -> None:
         with torch.inference_mode():
             right = quantised.integer(example[:2]) if precision == "int8" else model(example[:2])
         apart = verify(runner, right, example[:2])
-        if apart > (0 if precision == "int8" else 0.1):
+        if apart > (1e-6 if precision == "int8" else 0.1):  # tanh is the host's, and differs in its last bits
             raise SystemExit(f"{backend} is {apart:g} from what it should give")
         with Pool([runner], batch=batch) as pool, Server([matting("pix2pix", {precision: pool})], port=0) as server:
             pipe.send((server.port, backend, apart))

@@ -66,7 +66,7 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
         FrameError: If the frame holds NaN or infinity and ``options.non_finite`` is "error".
     """
     rgb = frame.rgb
-    if not torch.isfinite(rgb).all():
+    if not torch.isfinite(rgb.sum()) and not torch.isfinite(rgb).all():  # a sum is quick, and finite only of finite ones
         if options.non_finite == "error":
             raise FrameError(
                 frame.source,
@@ -79,7 +79,7 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
     state = frame.colour if options.input_colour == "auto" else options.input_colour
     srgb = colour.linear_to_srgb(rgb) if state == "linear" else rgb
     srgb = patches.fit(srgb.clamp(0, 1), patch=options.patch)  # the network never saw more than white
-    return colour.to_fixed(srgb, options.q_in)
+    return colour.to_fixed(srgb, options.q_in, out=srgb)  # a copy of the frame by now
 
 
 def _straight(rgb: torch.Tensor, frame: Frame, options: MatteOptions) -> torch.Tensor:
