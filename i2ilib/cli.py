@@ -642,7 +642,7 @@ def _serve(options: argparse.Namespace) -> int:
         return _check(options)
     from .runtime import WEIGHTS
     from .serve.networks import open_models
-    from .serve.server import Limits, Server, logging_to, until_told
+    from .serve.server import Limits, Server, logging_to, signals, until_told
 
     given = options.model or [str(WEIGHTS / "matting_actors.safetensors")]
     pairs = [_pair(text, "--model") if "=" in text else (Path(text).stem, text) for text in given]
@@ -654,7 +654,7 @@ def _serve(options: argparse.Namespace) -> int:
         connections=options.clients,
     )
     how = {"host": options.host, "port": options.port, "metrics_port": options.metrics_port, "limits": limits}
-    with contextlib.ExitStack() as stack, logging_to(sys.stderr):
+    with contextlib.ExitStack() as stack, logging_to(sys.stderr), signals() as told:
         weights = {name: Path(path) for name, path in pairs}
         found, pools = open_models(stack, weights, options.backend or ["auto"], batch=options.batch)
         server = Server(found, pools=pools, **how)
@@ -663,7 +663,7 @@ def _serve(options: argparse.Namespace) -> int:
         page = f"; metrics: http://127.0.0.1:{server.metrics_port}/" if server.metrics_port else ""
         _say(options, result, f"serving {', '.join(names)} on {server.host}:{server.port}{page}")
         sys.stdout.flush()
-        return 0 if until_told(server) else 1
+        return 0 if until_told(server, told) else 1
 
 
 def _check(options: argparse.Namespace) -> int:

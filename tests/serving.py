@@ -1,6 +1,8 @@
-"""No tests: the models behind the captured exchanges, and servers that tests start."""
+"""No tests: the models behind the captured exchanges, and servers that tests start, also as programs of their own."""
 
 import contextlib
+import sys
+import time
 
 import numpy as np
 
@@ -69,3 +71,24 @@ def address(server, **how):
     from i2ilib.serve.client import Address
 
     return Address(server.host, server.port, **how)
+
+
+def slow(images, values, work):
+    """The picture, after so many seconds."""
+    end = time.monotonic() + values["seconds"]
+    while time.monotonic() < end:
+        work.check()
+        time.sleep(0.005)
+    return images[0]
+
+
+SLOW = Served("slow", "Slow", slow, options=(Option("seconds", 0.05, low=0, high=60),))
+
+
+if __name__ == "__main__":  # python serving.py PORT: serve until a signal
+    from i2ilib.serve.server import logging_to, signals, until_told
+
+    with logging_to(sys.stderr), signals() as told:
+        running = Server([SAME, SLOW], port=int(sys.argv[1]))
+        print(running.port, flush=True)
+        sys.exit(0 if until_told(running, told) else 1)

@@ -329,7 +329,7 @@ def test_serving_what_cannot_be_is_one_line(given, told, capsys):
 def test_serve_runs_until_it_is_told(files, capsys, monkeypatch):
     from i2ilib.serve import server as module
 
-    def told(server):
+    def told(server, _):
         with contextlib.suppress(I2IError):
             names.extend(model.name for model in client.models(address(server)))
         return server.stop()

@@ -70,11 +70,11 @@ def test_the_schema_is_the_table_that_was_read_from_the_wire():
     assert ours == rows and len(rows) > 40
 
 
-def test_importing_the_client_side_loads_no_engine():
+def test_importing_server_and_client_loads_no_engine():
     import subprocess
     import sys
 
-    code = "import sys, i2ilib.serve.client, i2ilib.serve.conformance; print(*sys.modules)"
+    code = "import sys, i2ilib.serve.server, i2ilib.serve.client, i2ilib.serve.conformance; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "openvino", "matplotlib"} & set(loaded)
 

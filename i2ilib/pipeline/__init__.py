@@ -66,7 +66,7 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
         FrameError: If the frame holds NaN or infinity and ``options.non_finite`` is "error".
     """
     rgb = frame.rgb
-    if not torch.isfinite(rgb.sum()) and not torch.isfinite(rgb).all():  # a sum is quick, and finite only of finite ones
+    if not torch.isfinite(rgb.sum()) and not torch.isfinite(rgb).all():  # a sum is quick; no NaN leaves it finite
         if options.non_finite == "error":
             raise FrameError(
                 frame.source,

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
-
-from ..deploy import Runner
-from ..deploy.runner import check_batch
 from ..errors import I2IError
+
+if TYPE_CHECKING:  # a server without networks, of functions alone, starts without PyTorch
+    import torch
+
+    from ..deploy import Runner
 
 
 class Cancelled(Exception):
@@ -88,6 +90,8 @@ class Share:
         Raises:
             Cancelled: If the client has left; the futures of earlier batches raise it too.
         """
+        from ..deploy.runner import check_batch
+
         check_batch(batch)
         return self.pool.add(self, batch)
 
@@ -180,6 +184,8 @@ class Pool:
 
     def _feed(self, runner: Runner) -> None:
         """Keep one runner busy, until the pool is closed."""
+        import torch
+
         while True:
             with self.condition:
                 self.condition.wait_for(lambda: self.turn or self.closed)

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import psutil
 
 from ..errors import I2IError
-from ..runtime import this_machine
 from . import wire
 from .menu import Served, check_menu
 from .metrics import Metrics
@@ -63,7 +63,7 @@ class Limits:
     @property
     def memory(self) -> int:
         """Bytes of all messages."""
-        return self.memory_bytes or int(this_machine().memory_gib * 2**30 / 8)
+        return self.memory_bytes or psutil.virtual_memory().total // 8
 
 
 class Refused(I2IError):
@@ -381,24 +381,18 @@ def _size(images: Sequence[np.ndarray]) -> str:
     return f"{images[0].shape[2]} x {images[0].shape[1]}" if images else "no image"
 
 
-def until_told(server: Server, *, seconds: float | None = None) -> bool:
-    """Serve until SIGTERM or SIGINT, then finish what has begun; a second one ends the process at once.
+@contextlib.contextmanager
+def signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets; a second one ends the process at once. For the main thread.
 
-    SIGHUP, which a closing terminal sends, is told in the log and nothing else. For the main thread.
-
-    Args:
-        server: Running.
-        seconds: For what has begun; None waits for it.
-
-    Returns:
-        Whether all was finished.
+    SIGHUP, which a closing terminal sends, is told in the log and nothing else.
     """
     told = threading.Event()
 
     def end(number: int, _) -> None:
         if told.is_set():
             os._exit(128 + number)
-        log.info("ending", extra={"story": {"signal": signal.Signals(number).name, "open": len(server.visits)}})
+        log.info("ending", extra={"story": {"signal": signal.Signals(number).name}})
         told.set()
 
     def hang_up(number: int, _) -> None:
@@ -407,12 +401,21 @@ def until_told(server: Server, *, seconds: float | None = None) -> bool:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
     try:
-        while not told.wait(1.0):
-            pass
-        return server.stop(seconds=seconds)
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def until_told(server: Server, told: threading.Event) -> bool:
+    """Serve until the event of :func:`signals`, then finish what has begun.
+
+    Returns:
+        Whether all was finished.
+    """
+    while not told.wait(1.0):  # a wait without end would not let handlers run on every system
+        pass
+    return server.stop()
 
 
 # --- log -------------------------------------------------------------------------------------------------
