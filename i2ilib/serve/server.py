@@ -30,6 +30,7 @@ from .metrics import Metrics
 from .scheduler import Cancelled, Memory, Pool, Slots, Work
 
 log = logging.getLogger("i2ilib.serve")
+log.addHandler(logging.NullHandler())  # nothing on stderr unless somebody asks for it
 
 PORT = 55555  # the node's default
 _ACCEPTED = 1024  # connections that the system keeps until they are taken
