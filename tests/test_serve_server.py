@@ -527,7 +527,7 @@ def test_too_many_clients_are_told():
 def test_too_many_who_wait_are_told_and_small_ones_do_not_wait_for_large_ones():
     limits = Limits(slots=1, waiting=1)
     with server_of(slow(1.0, []), SAME, limits=limits) as running, ThreadPoolExecutor(4) as crowd:
-        where, large = address(running), picture(700, 700)
+        where, large = address(running), picture(900, 900)
         first = crowd.submit(client.run, where, "slow", [large])
         time.sleep(0.3)
         second = crowd.submit(client.run, where, "slow", [large])
@@ -651,6 +651,14 @@ def test_stopping_in_a_hurry_cancels():
         with pytest.raises(client.Unreachable, match="whole response"):
             begun.result(5)
     assert not done
+
+
+def test_who_waits_for_memory_is_not_called_slow():
+    limits = Limits(memory_bytes=1 << 20, stall_seconds=0.4, drain_seconds=3, bytes_a_second=1e9)
+    with server_of(slow(1.0, []), limits=limits) as running, ThreadPoolExecutor(3) as crowd:
+        sent = b"".join(wire.request(running.models["slow"].describe(), [picture(250, 250)]))
+        replies = [crowd.submit(exchange, running, sent) for _ in range(3)]  # the third waits for longer than a stall
+        assert all(len(one.result(20)) > 700_000 for one in replies)
 
 
 def test_addresses_that_cannot_be_served_are_refused():

@@ -27,14 +27,14 @@ from ..errors import I2IError
 from . import wire
 from .menu import Served, check_menu
 from .metrics import Metrics
-from .scheduler import Cancelled, Memory, Pool, Slots, Work
+from .scheduler import Cancelled, Claim, Memory, Pool, Slots, Work
 
 log = logging.getLogger("i2ilib.serve")
 log.addHandler(logging.NullHandler())  # nothing on stderr unless somebody asks for it
 
 PORT = 55555  # the node's default
 _ACCEPTED = 1024  # connections that the system keeps until they are taken
-_SMALL = 1 << 22  # bytes; a smaller request has slots of its own, and never waits behind large ones for one
+_SMALL = 1 << 23  # bytes; a smaller request has slots of its own, and never waits behind large ones for one
 _FAREWELL = 5.0  # seconds for a client to close, once it has its reply
 _WATCH = 0.1  # seconds between looks at who has left
 
@@ -196,7 +196,7 @@ class Server:
             level = {"ok": logging.INFO, "left": logging.INFO}.get(visit.story["outcome"], logging.WARNING)
             log.log(level, "request", extra={"story": {"id": visit.id, "peer": visit.peer, **visit.story}})
 
-    def _converse(self, visit: _Visit, full: bool, claim) -> None:
+    def _converse(self, visit: _Visit, full: bool, claim: Claim) -> None:
         """One request and its reply; whatever fails becomes an error reply, if anybody is left to read it."""
         try:
             pieces = self._reply(visit, full, claim)
@@ -228,9 +228,10 @@ class Server:
         visit.story |= {"outcome": outcome, "cause": cause, "told": text[:1000]}
         return wire.error_response(text)
 
-    def _reply(self, visit: _Visit, full: bool, claim) -> list[wire.Buffer]:
-        limits, sock = self.limits, visit.sock
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _reply(self, visit: _Visit, full: bool, claim: Claim) -> list[wire.Buffer]:
+        limits = self.limits
+        with contextlib.suppress(OSError):  # it may have left already
+            visit.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if full:
             visit.unread = limits.message_bytes
             raise Refused("connections", "server", expected=f"at most {limits.connections} clients at once", got="more")
@@ -269,7 +270,7 @@ class Server:
             except TimeoutError:
                 told = f"{place} in {self.limits.header_seconds:g} s"
                 raise Refused("header time", "header", expected=f"{wire.HEADER} digits", got=told) from None
-            except ConnectionError:
+            except OSError:  # broken
                 got = 0
             if not got and self.ending.is_set():
                 raise Refused("ending", "server", expected="a request before it ends", got="none", remedy="Try again.")
@@ -284,13 +285,13 @@ class Server:
             raise wire.WireError("message", expected="at least 1 byte", got=0, remedy=remedy)
         return length
 
-    def _message(self, visit: _Visit, length: int, claim) -> np.ndarray:
+    def _message(self, visit: _Visit, length: int, claim: Claim) -> np.ndarray:
         """So many bytes, in memory that is asked for as they come."""
         limits = self.limits
         message = self.blocks.take(length)
         pace = wire.Pace.of(length, stall=limits.stall_seconds, rate=limits.bytes_a_second)
         try:
-            wire.receive(visit.sock, memoryview(message), pace, grow=lambda n: self._grow(claim, n))
+            wire.receive(visit.sock, memoryview(message), pace, grow=lambda n: self._grow(claim, n, pace))
         except TimeoutError:
             got = "a pause, or too few in that time"
             raise Refused("stall", "message", expected=f"{length} bytes", got=got) from None
@@ -299,11 +300,13 @@ class Server:
         visit.story["bytes"] = length
         return message
 
-    def _grow(self, claim, n: int) -> None:
+    def _grow(self, claim: Claim, n: int, pace: wire.Pace) -> None:
+        began = time.monotonic()
         try:
             claim.grow(n, seconds=6 * self.limits.stall_seconds)
         except TimeoutError:
             raise Refused("memory", "server", expected="memory for one more picture", got="none") from None
+        pace.until += time.monotonic() - began  # the client could not help it
 
     # --- the end -----------------------------------------------------------------------------------------
 
@@ -317,6 +320,7 @@ class Server:
             Whether all were finished.
         """
         self.ending.set()
+        self.threads[0].join()  # nobody comes any more
         self.listener.close()
         with self.lock:
             silent = [visit for visit in self.visits.values() if not visit.heard]
@@ -332,8 +336,7 @@ class Server:
             with contextlib.suppress(OSError):
                 visit.sock.shutdown(socket.SHUT_RDWR)
         self.workers.shutdown(wait=finished)
-        for thread in self.threads:
-            thread.join(5)
+        self.threads[1].join(5)
         self.metrics.close()
         return finished
 

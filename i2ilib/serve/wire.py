@@ -410,7 +410,9 @@ def receive(
         pace.wait(sock)
         try:
             got = sock.recv_into(into[place:allowed])
-        except ConnectionError:
+        except TimeoutError:
+            raise
+        except OSError:  # broken
             got = 0
         if not got:
             raise Left(place)
@@ -429,7 +431,9 @@ def send(sock: socket.socket, pieces: Sequence[Buffer], pace: Pace) -> None:
         pace.wait(sock)
         try:
             sent = sock.sendmsg(left[:16])
-        except ConnectionError as error:
+        except TimeoutError:
+            raise
+        except OSError as error:  # broken
             raise Left(str(error)) from None
         while left and sent >= len(left[0]):
             sent -= len(left.pop(0))
