@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -155,6 +157,18 @@ def test_two_servers_behind_a_balancer_and_one_of_them_killed(balancer):
     assert status == 0 and sorted(served) == list(range(60))
     alone = sum(line.get("kind") == "inference" and line["outcome"] == "ok" for line in log)
     assert 30 < alone < 61  # the other one had its part before it was killed
+
+
+def test_the_script_for_nuke_connects_a_node_and_takes_its_red_as_alpha(monkeypatch):
+    nuke = MagicMock()
+    monkeypatch.setitem(sys.modules, "nuke", nuke)
+    runpy.run_path(str(HERE.parent / "docs" / "serve" / "nuke_mattes.py"))
+    node = nuke.createNode.return_value
+    assert nuke.createNode.call_args.args == ("MLClient",)
+    assert [call.args[0] for call in node.__getitem__.call_args_list] == ["host", "port", "connect"]
+    node.setInput.assert_called_once_with(0, nuke.selectedNode.return_value)
+    wanted = {"inputs": [nuke.selectedNode.return_value, node], "from0": "rgba.red", "to0": "rgba.alpha"}
+    assert nuke.nodes.Copy.call_args.kwargs == wanted
 
 
 def test_a_server_ends_with_nothing_left_running():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..errors import I2IError
 from . import INK, PALETTE, WIDTH
 
-_HATCHES = ("", "//", "", "xx", "", "..", "", "\\\\")  # neighbours differ without their colours
+_HATCHES = ("", "//", "", "xx", "", "..", "\\\\", "++")  # neighbours differ without their colours
 
 
 class Load(NamedTuple):
