@@ -114,18 +114,21 @@ def matting_server(pipe, filters: int, batch: int, backend: str) -> None:
     backend = backend or fastest_exact()[0]
     example = torch.rand(batch, 3, PATCH, PATCH) * 2 - 1
     model, quantised = quantised_generator(filters, example)
-    with make_runner(backend, model, example, quantised=quantised) as runner:
+    with contextlib.ExitStack() as stack:
+        runner, single = (stack.enter_context(make_runner(backend, model, example, quantised=quantised)) for _ in "ab")
         runner.prepare(tuple(example.shape))
+        single.prepare((1, *example.shape[1:]))
         precision = precision_of(backend)
         with torch.inference_mode():
             right = quantised.integer(example[:2]) if precision == "int8" else model(example[:2])
         apart = verify(runner, right, example[:2])
         if apart > (1e-6 if precision == "int8" else 0.1):  # tanh is the host's, and differs in its last bits
             raise SystemExit(f"{backend} is {apart:g} from what it should give")
-        with Pool([runner], batch=batch) as pool, Server([matting("pix2pix", {precision: pool})], port=0) as server:
-            pipe.send((server.port, backend, apart))
-            while (told := pipe.recv()) != "end":
-                pipe.send(_alone(runner, example, told))
+        pool = stack.enter_context(Pool([runner], batch=batch, single=single))
+        server = stack.enter_context(Server([matting("pix2pix", {precision: pool})], port=0))
+        pipe.send((server.port, backend, apart))
+        while (told := pipe.recv()) != "end":
+            pipe.send(_alone(runner, example, told))
 
 
 def _alone(runner, batch, patches: int) -> float:

@@ -177,6 +177,16 @@ def test_leaving_ends_a_submission_that_blocks():
         runner.open.release(5)
 
 
+def test_what_does_not_fill_a_quarter_of_a_batch_goes_one_by_one():
+    with Doubling() as many, Doubling() as one, Pool([many], batch=8, single=one, ahead=4) as pool:
+        share = Work().share(pool)
+        for count in (1, 2, 3, 8):
+            mine = patches(*range(count))
+            assert torch.equal(share.run(mine), 2 * mine)
+    assert [len(batch) for batch in one.batches] == [1, 1, 1] and [len(batch) for batch in many.batches] == [3, 8]
+    assert (pool.patches, pool.batches, pool.places) == (14, 5, 3 + 2 * 8)
+
+
 class Broken:
     def __init__(self, how):
         self.how = how

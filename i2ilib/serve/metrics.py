@@ -94,10 +94,10 @@ class Metrics:
             if recent:
                 latency.add_metric([str(quantile)], recent[min(int(quantile * len(recent)), len(recent) - 1)])
         yield latency
-        patches, batches = (sum(getattr(pool, name) for pool in self.pools) for name in ("patches", "batches"))
+        counts = ("patches", "batches", "places")
+        patches, batches, places = (sum(getattr(pool, name) for pool in self.pools) for name in counts)
         yield CounterMetricFamily("i2i_patches", "Patches that went through a network.", value=patches)
         yield CounterMetricFamily("i2i_batches", "Batches that they went in.", value=batches)
-        places = sum(pool.batches * pool.batch for pool in self.pools)
         fill = patches / places if places else 0.0
         yield GaugeMetricFamily("i2i_batch_fill", "Patches over places in batches, 0 to 1.", value=fill)
         rate = self._rate(patches)

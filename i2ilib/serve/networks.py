@@ -213,9 +213,15 @@ def open_models(
                 opened[precision] = (found, pool)
             else:
                 runners = [stack.enter_context(_runner(backend, network, meta, path)) for _ in range(copies)]
+                single = None
+                if (
+                    backend.startswith("openvino") and batch > 1
+                ):  # it pads a small batch to the size it was compiled for
+                    single = stack.enter_context(_runner(backend, network, meta, path))
+                    single.prepare((1, 3, patches.PATCH, patches.PATCH))
                 for runner in runners:
                     runner.prepare((batch, 3, patches.PATCH, patches.PATCH))
-                pool = opened[precision] = stack.enter_context(Pool(runners, batch=batch))
+                pool = opened[precision] = stack.enter_context(Pool(runners, batch=batch, single=single))
             pools.append(pool)
         if enlarges:
             served.append(enlarging(name, opened))

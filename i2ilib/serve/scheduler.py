@@ -115,21 +115,24 @@ class Pool:
     Args:
         runners: One for each device, all of the same network; they belong to the caller, and outlive the pool.
         batch: Most patches of a batch.
+        single: The same network for one patch at a time, for engines that pad a small batch to a full one: it takes
+            what does not fill a quarter of a batch.
         ahead: Batches' worth of patches that one request may have waiting.
 
     Raises:
         I2IError: If there is no runner, or a number is below 1.
     """
 
-    def __init__(self, runners: Sequence[Runner], *, batch: int = 8, ahead: int = 4):
+    def __init__(self, runners: Sequence[Runner], *, batch: int = 8, single: Runner | None = None, ahead: int = 4):
         if not runners:
             raise I2IError("runners", expected="at least one", got="none")
         for name, value in {"batch": batch, "ahead": ahead}.items():
             if value < 1:
                 raise I2IError(name, expected="at least 1", got=value)
-        self.runners, self.batch, self.most = list(runners), batch, batch * ahead
+        self.runners, self.single, self.batch, self.most = list(runners), single, batch, batch * ahead
         self.condition, self.turn, self.closed = threading.Condition(), deque(), False
-        self.patches = self.batches = self.waiting = 0  # since the beginning; waiting now
+        self.patches = self.batches = self.places = 0  # since the beginning; places that batches had for patches
+        self.waiting = 0  # patches, now
         self.threads = [
             threading.Thread(target=self._feed, args=(runner,), name="feed", daemon=True) for runner in self.runners
         ]
@@ -184,8 +187,6 @@ class Pool:
 
     def _feed(self, runner: Runner) -> None:
         """Keep one runner busy, until the pool is closed."""
-        import torch
-
         while True:
             with self.condition:
                 self.condition.wait_for(lambda: self.turn or self.closed)
@@ -193,16 +194,25 @@ class Pool:
                     return
                 taken = self._take()
                 self.condition.notify_all()
-            try:
-                first = _alone(taken)  # a whole batch of one request goes as it is
-                together = first.batch if first else torch.cat([whole.batch[i : i + 1] for whole, i in taken])
-                future = runner.submit(together)  # blocks while as many are in flight as the target can use
-            except BaseException as error:  # whatever a runner raises is the requests', not the pool's
-                self._failed(taken, error)
-                continue
-            future.add_done_callback(lambda done, taken=taken: self._give(taken, done))
+            if self.single is not None and 4 * len(taken) <= self.batch:
+                for one in taken:
+                    self._submit(self.single, [one])
+            else:
+                self._submit(runner, taken)
 
-    def _give(self, taken: list[tuple[_Batch, int]], done: Future[torch.Tensor]) -> None:
+    def _submit(self, runner: Runner, taken: list[tuple[_Batch, int]]) -> None:
+        import torch
+
+        try:
+            first = _alone(taken)  # a whole batch of one request goes as it is
+            together = first.batch if first else torch.cat([whole.batch[i : i + 1] for whole, i in taken])
+            future = runner.submit(together)  # blocks while as many are in flight as the target can use
+        except BaseException as error:  # whatever a runner raises is the requests', not the pool's
+            self._failed(taken, error)
+        else:
+            future.add_done_callback(lambda done: self._give(taken, 1 if runner is self.single else self.batch, done))
+
+    def _give(self, taken: list[tuple[_Batch, int]], places: int, done: Future[torch.Tensor]) -> None:
         """Hand the results of a batch to the requests that they belong to."""
         try:
             out = done.result()
@@ -215,6 +225,7 @@ class Pool:
         with self.condition:
             self.patches += len(taken)
             self.batches += 1
+            self.places += places
             for (whole, i), result in zip(taken, out, strict=True):
                 work = whole.share.work
                 work.patches += 1
