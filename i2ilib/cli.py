@@ -1,4 +1,4 @@
-"""The command line, for people without a notebook: ``i2i info``, ``degrade``, ``train``, ``matte``, ``upscale``, …"""
+"""The command line, for people without a notebook: ``i2i info``, ``train``, ``matte``, ``upscale``, ``serve``, …"""
 
 from __future__ import annotations
 
@@ -247,6 +247,42 @@ def _parser() -> argparse.ArgumentParser:
     design.add_argument("--plot", type=Path, metavar="FILE", help="draw its pipelines")
     design.add_argument("--finn", type=Path, metavar="FILE", help="write FINN's folding configuration, if there is one")
 
+    serve = command("serve", _serve, "Serve networks to Nuke's MLClient node, or ask whether a server is well.")
+    serve.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHTS",
+        help="what to offer, several times for several (default: matting_actors, which comes with the project)",
+    )
+    serve.add_argument(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        choices=choices,
+        help="as of matte; several times for several precisions, the first is the knob's default (default: auto)",
+    )
+    serve.add_argument("--batch", type=int, default=8, help="patches a batch (default: 8)")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    serve.add_argument("--port", type=int, default=55555, help="0 takes a free one (default: 55555)")
+    serve.add_argument("--metrics-port", type=int, metavar="PORT", help="page for Prometheus, on this machine alone")
+    serve.add_argument("--most-mib", type=int, default=1024, metavar="MIB", help="of one request (default: 1024)")
+    serve.add_argument("--memory", type=float, metavar="GIB", help="of all requests (default: an eighth of it)")
+    serve.add_argument("--clients", type=int, default=256, help="at once (default: 256)")
+    serve.add_argument("--check", action="store_true", help="serve nothing: status 0 if a server answers there")
+
+    send = command("send", _send, "Send a picture through a server, as Nuke would.")
+    send.add_argument("frame", type=Path, help="a picture")
+    send.add_argument("out", type=Path, help="the picture to write: .exr (linear), .png, .tif")
+    send.add_argument("--model", metavar="NAME", help="of the server (default: its first)")
+    send.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="a knob of the model")
+    send.add_argument("--matte", action="store_true", help="the reply is coverage: write its first plane as it is")
+    send.add_argument("--layer", help="of an OpenEXR file (default: the colour layer)")
+    send.add_argument("--host", default="127.0.0.1")
+    send.add_argument("--port", type=int, default=55555)
+    send.add_argument("--retries", type=int, default=3, help="if the server goes away or is not there (default: 3)")
+    send.add_argument("--seconds", type=float, default=300.0, help="most for the reply (default: 300)")
+
     bench = command("bench", _bench, "Time a model on the backends that are here, each verified before.")
     bench.add_argument("model", type=Path, help="a .safetensors file; INT8 backends need its fix positions")
     bench.add_argument("--backend", nargs="+", choices=list(BACKENDS), metavar="NAME", help="default: all that can run")
@@ -324,7 +360,8 @@ def _matte(options: argparse.Namespace) -> int:
     chosen = MatteOptions(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     clip = open_clip(options.frames, layer=options.layer)
     backend, why = fastest_exact() if options.backend == "auto" else (options.backend, "as asked for")
-    chosen = dataclasses.replace(chosen, q_in=models.load(options.model)[1].get("q_in", 1))
+    meta = models.load(options.model)[1]
+    chosen = dataclasses.replace(chosen, q_in=meta.get("q_in", 1), q_out=meta.get("q_out", 1))
     plan = plan_clip(
         clip,
         options.out,
@@ -768,6 +805,84 @@ def _made_by(path: Path, factory: str):
     if not callable(make := getattr(module, factory, None)):
         raise I2IError(str(path), expected=f"a function {factory}", got="none")
     return make()
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.check:
+        return _check(options)
+    from .runtime import WEIGHTS
+    from .serve.networks import open_models
+    from .serve.server import Limits, Server, logging_to, signals, until_told
+
+    given = options.model or [str(WEIGHTS / "matting_actors.safetensors")]
+    pairs = [_pair(text, "--model") if "=" in text else (Path(text).stem, text) for text in given]
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise I2IError("--model", expected="different names", got=", ".join(name for name, _ in pairs))
+    limits = Limits(
+        message_bytes=min(options.most_mib << 20, 2**31 - 1),
+        memory_bytes=int((options.memory or 0) * 2**30),
+        connections=options.clients,
+    )
+    how = {"host": options.host, "port": options.port, "metrics_port": options.metrics_port, "limits": limits}
+    with contextlib.ExitStack() as stack, logging_to(sys.stderr), signals() as told:
+        weights = {name: Path(path) for name, path in pairs}
+        found, pools = open_models(stack, weights, options.backend or ["auto"], batch=options.batch)
+        server = Server(found, pools=pools, **how)
+        names = [model.name for model in found]
+        result = {"host": server.host, "port": server.port, "metrics_port": server.metrics_port, "models": names}
+        page = f"; metrics: http://127.0.0.1:{server.metrics_port}/" if server.metrics_port else ""
+        _say(options, result, f"serving {', '.join(names)} on {server.host}:{server.port}{page}")
+        sys.stdout.flush()
+        return 0 if until_told(server, told) else 1
+
+
+def _check(options: argparse.Namespace) -> int:
+    """The health probe: 0 if a server lists models, 1 if not."""
+    from .serve.client import Address, models
+
+    try:
+        names = [model.name for model in models(Address(options.host, options.port, seconds=10.0))]
+        result = {"ok": bool(names), "models": names, "reason": "" if names else "no models"}
+    except I2IError as error:
+        result = {"ok": False, "models": [], "reason": str(error)}
+    _say(options, result, ", ".join(result["models"]) if result["ok"] else f"not well: {result['reason']}")
+    return 0 if result["ok"] else 1
+
+
+def _send(options: argparse.Namespace) -> int:
+    import torch
+
+    from . import colour
+    from .frames import read_image, stored_colour, write_image
+    from .serve import client
+
+    _writable(options.out)
+    values = dict(_pair(text, "--option") for text in options.option)
+    where = client.Address(options.host, options.port, seconds=options.seconds, retries=options.retries)
+    frame = read_image(options.frame, layer=options.layer)
+    linear = frame.rgb if frame.colour == "linear" else colour.srgb_to_linear(frame.rgb)
+    offered = client.models(where)
+    names = [model.name for model in offered]
+    if options.model is not None and options.model not in names:
+        raise I2IError("--model", expected=" or ".join(names), got=repr(options.model))
+    model = offered[names.index(options.model) if options.model else 0]
+    planes = torch.from_numpy(client.run(where, model, [linear[0].numpy()], values).copy())[None]
+    if options.matte:
+        planes = planes[:, :1]
+    elif stored_colour(options.out) == "srgb":
+        planes = torch.cat([colour.linear_to_srgb(planes[:, :3]), planes[:, 3:4]], 1)
+    premultiplied = values.get("planes") == "premultiplied"
+    write_image(options.out, planes, premultiplied=premultiplied, origin=frame.origin, aspect=frame.aspect)
+    result = {"out": str(options.out), "model": model.name, "planes": planes.shape[1]}
+    _say(options, result, f"{options.out}: {planes.shape[1]} planes from {model.name}")
+    return 0
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise I2IError(option, expected="NAME=VALUE", got=repr(text))
+    return name, value
 
 
 def _calibration(clip, options, *, frames: int = 4):

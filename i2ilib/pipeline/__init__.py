@@ -26,6 +26,7 @@ class MatteOptions:
     """How frames become mattes."""
 
     q_in: int = 1  # the network sees [-q_in, q_in]; kept with the weights
+    q_out: int = 1  # it gives [-q_out, q_out]; likewise, 1 behind a tanh
     patch: int = patches.PATCH  # pixels
     stride: int = patches.PATCH  # pixels; less than the patch overlaps patches
     feather: int = 0  # pixels over which overlapping patches fade; at most patch - stride
@@ -65,7 +66,7 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
         FrameError: If the frame holds NaN or infinity and ``options.non_finite`` is "error".
     """
     rgb = frame.rgb
-    if not torch.isfinite(rgb).all():
+    if not torch.isfinite(rgb.sum()) and not torch.isfinite(rgb).all():  # a sum is quick; no NaN leaves it finite
         if options.non_finite == "error":
             raise FrameError(
                 frame.source,
@@ -78,7 +79,7 @@ def network_input(frame: Frame, options: MatteOptions) -> torch.Tensor:
     state = frame.colour if options.input_colour == "auto" else options.input_colour
     srgb = colour.linear_to_srgb(rgb) if state == "linear" else rgb
     srgb = patches.fit(srgb.clamp(0, 1), patch=options.patch)  # the network never saw more than white
-    return colour.to_fixed(srgb, options.q_in)
+    return colour.to_fixed(srgb, options.q_in, out=srgb)  # a copy of the frame by now
 
 
 def _straight(rgb: torch.Tensor, frame: Frame, options: MatteOptions) -> torch.Tensor:
@@ -144,7 +145,7 @@ def matte(runner: Runner, frame: Frame, options: MatteOptions | None = None) -> 
         stride=options.stride,
         feather=options.feather,
     )
-    alpha = colour.from_fixed(out.mean(1, keepdim=True), 1)  # tanh: q_out is 1; three channels say it thrice
+    alpha = colour.from_fixed(out.mean(1, keepdim=True), options.q_out)  # three channels say it thrice
     alpha = patches.unfit(alpha, *frame.rgb.shape[-2:]).clamp(0, 1)
     return colour.srgb_to_linear(alpha) if options.matte_transfer == "srgb" else alpha
 
