@@ -403,7 +403,8 @@ def signals() -> Iterator[threading.Event]:
         log.info("passed over", extra={"story": {"signal": signal.Signals(number).name}})
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
+    if (closing := getattr(signal, "SIGHUP", None)) is not None:  # Windows has none
+        before[closing] = signal.signal(closing, hang_up)
     try:
         yield told
     finally:
