@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import selectors
 import signal
 import socket
 import threading
@@ -371,12 +372,16 @@ def _listen(host: str, port: int) -> socket.socket:
 def _gone(sock: socket.socket) -> bool:
     """Whether the other side has closed; what it still sends is read and forgotten, as far as it is here."""
     try:
-        for _ in range(16):
-            if not sock.recv(65536, socket.MSG_DONTWAIT):
-                return True
-    except (BlockingIOError, TimeoutError):
+        with selectors.DefaultSelector() as ready:
+            ready.register(sock, selectors.EVENT_READ)
+            for _ in range(16):
+                if not ready.select(0):
+                    return False
+                if not sock.recv(65536):
+                    return True
+    except TimeoutError:
         return False
-    except OSError:
+    except (OSError, ValueError):  # broken, or closed here
         return True
     return False
 
@@ -403,8 +408,8 @@ def signals() -> Iterator[threading.Event]:
         log.info("passed over", extra={"story": {"signal": signal.Signals(number).name}})
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    if (closing := getattr(signal, "SIGHUP", None)) is not None:  # Windows has none
-        before[closing] = signal.signal(closing, hang_up)
+    if hung := getattr(signal, "SIGHUP", None):  # Windows has none
+        before[hung] = signal.signal(hung, hang_up)
     try:
         yield told
     finally:

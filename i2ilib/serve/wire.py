@@ -430,7 +430,7 @@ def send(sock: socket.socket, pieces: Sequence[Buffer], pace: Pace) -> None:
     while left:
         pace.wait(sock)
         try:
-            sent = sock.sendmsg(left[:16])
+            sent = sock.sendmsg(left[:16]) if hasattr(sock, "sendmsg") else sock.send(left[0])  # Windows: one by one
         except TimeoutError:
             raise
         except OSError as error:  # broken
