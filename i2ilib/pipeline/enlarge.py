@@ -30,7 +30,7 @@ from ..quant import output_aware, quantise, with_positions
 from ..runtime import this_machine
 
 K = TypeVar("K")
-_PIECE = 128  # most side of what INT8 is calibrated on, pixels: a multiple of 8
+_PIECE = 96  # most side of what INT8 is calibrated on, pixels: a multiple of 8
 _MOST_REACH = 1024  # pixels; a network that sees further looks at the whole picture
 
 
