@@ -33,6 +33,7 @@ NETWORKS = {
         False,
     ),
     "unknown to ONNX": (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Softshrink(0.2)), True),
+    "by others in PyTorch": (nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GELU()), True),
     "in place": (InPlace(), True),
     "split": (Split(), True),
 }

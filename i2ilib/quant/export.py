@@ -15,6 +15,15 @@ from .tracing import A, argument
 
 OPSET = 18
 
+# what PyTorch's exporter writes as it stands: the operators of quantised networks, in every form, with Q/DQ pairs
+_AS_THEY_ARE = {
+    A.add.Tensor, A.avg_pool2d.default, A.cat.default, A.ceil.default, A.clamp.default, A.constant_pad_nd.default,
+    A.conv2d.default, A.convolution.default, A.floor.default, A.leaky_relu.default, A.matmul.default,
+    A.max_pool2d.default, A.mul.Tensor, A.permute.default, A.pixel_shuffle.default, A.relu.default, A.relu6.default,
+    A.reshape.default, A.sigmoid.default, A.slice.Tensor, A.tanh.default, A.upsample_bicubic2d.vec,
+    A.upsample_bilinear2d.vec, A.upsample_nearest2d.vec,
+}  # fmt: skip
+
 
 def to_onnx(model: nn.Module, example: torch.Tensor, path: str | os.PathLike) -> Path:
     """Write ``model`` as an ONNX file with a free batch size, input ``x`` and output ``y``.
@@ -48,7 +57,7 @@ def _decomposed(
     decompose: Callable[[Mapping], torch.export.ExportedProgram],
     table: Mapping[object, Callable],
 ) -> torch.export.ExportedProgram:
-    """A network of operators that ONNX knows: ``exported`` itself where it has no others and none that writes in place.
+    """A network of operators that can be written: ``exported`` itself where it has no others.
 
     PyTorch's exporter would trace it again in any case, which takes half of an export's time.
 
@@ -59,11 +68,11 @@ def _decomposed(
     """
     for node in exported.graph.nodes:
         if node.target is A.conv_transpose2d.input and node.meta["val"].dim() == 4:
-            # written as the general convolution, which ONNX knows
+            # as the general convolution, which can be written
             defaults = enumerate((None, [1, 1], [0, 0], [0, 0], 1, [1, 1]), 2)
             bias, stride, padding, more, groups, dilation = (argument(node, i, default) for i, default in defaults)
             node.args = (*node.args[:2], bias, stride, padding, dilation, True, more, groups)
             node.target = A.convolution.default
     targets = {node.target for node in exported.graph.nodes if node.op == "call_function"}
-    known = all(isinstance(target, torch._ops.OpOverload) and not target._schema.is_mutable for target in targets)
-    return exported if known and targets.isdisjoint(table) else decompose(table)
+    plain = {target for target in targets if getattr(target, "namespace", "") != "quantized_decomposed"}
+    return exported if plain <= _AS_THEY_ARE and plain.isdisjoint(table) else decompose(table)
