@@ -31,10 +31,10 @@ def test_the_view_finds_the_papers_best_design():
 def test_the_view_passes_every_argument_on():
     assert fcad_view(SPACE, PLATFORMS["ZU17EG"], batch=BATCH, bits=16).found.config.space.bits == 16
     small = Budget(1000, 1900)
-    rates = [fcad_view(SPACE, small, batch=BATCH, bits=16, priorities=p).best.evaluation.fps for p in (None, (0, 4, 0))]
+    rates = [fcad_view(SPACE, small, batch=BATCH, bits=16, priorities=p).best.evaluation.fps for p in (None, (0, 9, 0))]
     assert rates[1][1] > rates[0][1]
     assert fcad_view(SPACE, PLATFORMS["ZU17EG"]).found.config.batch == (1, 1, 1)
-    seeds = {fcad_view(SPACE, PLATFORMS["ZU17EG"], batch=BATCH, seed=seed).found.history for seed in range(3)}
+    seeds = {fcad_view(SPACE, PLATFORMS["ZU17EG"], batch=BATCH, seed=seed).found.shares.tobytes() for seed in range(3)}
     assert len(seeds) > 1
 
 
