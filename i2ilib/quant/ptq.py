@@ -332,8 +332,8 @@ def output_aware(quantised: Quantised, batches: calibration.Batches, *, progress
     """The network with the positions that serve its output, where calibration looked at each tensor alone.
 
     One tensor after the other is tried a step coarser and a step finer, and stays where the network's rounded output
-    comes nearest to the float network's. A weight of which calibration cut the largest values off, as the least
-    squared error of its own has it, gets them back where the output needs them: a network that sharpens does.
+    comes nearest to the float network's. Calibration cuts off the few largest values of a weight where that lowers the
+    weight's own squared error; the output of a network that sharpens depends on them, and here they come back.
 
     Args:
         quantised: From :func:`i2ilib.quant.quantise`.
